@@ -96,22 +96,25 @@ def to_tensor(picture: Image.Image) -> Tensor:
 
 
 def train_vae(work: Path, minutes: float) -> None:
-    """L1 and gradient loss with a small KL term, on the world and on doodles, bf16 autocast."""
+    """L1 and gradient loss with a small KL term on crops of the world and of doodles; goes on from WORK/vae if there."""
     from diffusers import AutoencoderKL
 
     torch.manual_seed(0)
     rng = random.Random(0)
-    vae = AutoencoderKL(**VAE_CONFIG).to(memory_format=torch.channels_last)
+    vae = AutoencoderKL(**VAE_CONFIG)
+    if (work / "vae").exists():
+        vae = AutoencoderKL.from_pretrained(work / "vae")
+    vae = vae.to(memory_format=torch.channels_last)
     print(f"VAE {sum(p.numel() for p in vae.parameters()) / 1e6:.2f} M parameters", flush=True)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=1.5e-3, betas=(0.9, 0.99), weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=8e-4, betas=(0.9, 0.99), weight_decay=1e-4)
     began, step, smooth = time.time(), 0, 0.0
     while (done := (time.time() - began) / 60 / minutes) < 1:
         for group in optimizer.param_groups:
-            group["lr"] = 1.5e-3 * min(1, (step + 1) / 100) * (0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2)
-        side = 64 if done < 0.6 else 128
+            group["lr"] = 8e-4 * min(1, (step + 1) / 300) * (0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2)
+        side = 64
         batch = []
-        for _ in range(16 if side == 64 else 6):
-            if rng.random() < 0.4:
+        for _ in range(10):
+            if rng.random() < 0.25:
                 picture = random_doodle(128, 128, rng)
             else:
                 picture = draw(random_scene(rng), 128, 128, rng)
@@ -133,7 +136,7 @@ def train_vae(work: Path, minutes: float) -> None:
         optimizer.step()
         smooth = l1.item() if step == 0 else 0.98 * smooth + 0.02 * l1.item()
         step += 1
-        if step % 100 == 0:
+        if step % 100 == 0 or step == 1:
             print(f"vae step {step} {done:.0%} l1 {smooth:.4f} kl {kl.item():.2f}", flush=True)
     vae.save_pretrained(work / "vae")
 
@@ -314,7 +317,7 @@ def train_base(work: Path, minutes: float, batch: int, peak: float) -> None:
         now = time.time()
         # A sleeping machine or the first compilation is not training time.
         spent, last = spent + min(now - last, 5.0), now
-        if step % 100 == 0:
+        if step % 100 == 0 or step == 1:
             print(f"base step {step} {done:.0%} loss {smooth:.4f} {100 * spent / step / 100:.3f} s/step", flush=True)
         if now - saved > 240 or spent / 60 >= minutes:
             state = {"model": joint.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema}

@@ -1,0 +1,74 @@
+"""Files that appear whole or not at all, and file hashes."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lorapod.errors import DiskError, LorapodError
+
+
+def disk_error(error: OSError, path: Path) -> LorapodError:
+    """The error that a person sees for an `OSError` while writing `path`."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskError(
+            f"No space left on the disk while writing {path}",
+            "The disk or your quota on it is full; whatever was already finished is still there.",
+            "Free some space (old runs and their checkpoints are the largest), then run the same command with --resume.",
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return DiskError(f"Cannot write {path}", error.strerror or "", "Check who owns the folder, or choose another.")
+    return DiskError(f"Writing {path} failed", error.strerror or str(error), "Check the disk, then run again.")
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path` and renames it over `path`, synced to disk, when the block succeeds.
+
+    Raises:
+        DiskError: The disk is full or cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}.", suffix=".part")
+        os.close(handle)
+    except OSError as error:
+        raise disk_error(error, path) from error
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise disk_error(error, path) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames inside `folder` durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text_whole(path: Path, text: str) -> None:
+    """Writes `text` as UTF-8; the file appears whole or not at all."""
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,222 @@
+"""The typed recipe: one TOML file that says all of a training.
+
+Field descriptions are the reference: the docs are generated from them. Unknown keys are refused. What a person leaves
+out is filled by presets (`lorapod.recipe.presets`) before this model sees it, so every default written here is only the
+last resort.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+
+class Section(BaseModel):
+    """A table of the recipe."""
+
+    model_config = ConfigDict(extra="forbid", use_enum_values=False, validate_default=True)
+
+
+class TrainerName(StrEnum):
+    BUILTIN = "builtin"
+    DIFFUSION_PIPE = "diffusion-pipe"
+    MUSUBI = "musubi"
+
+
+class AdapterKind(StrEnum):
+    LORA = "lora"
+    DORA = "dora"
+    LOKR = "lokr"
+    LOHA = "loha"
+
+
+class Targets(StrEnum):
+    ATTENTION = "attention"
+    ATTENTION_FEED_FORWARD = "attention+feed-forward"
+    ALL = "all"
+
+
+class OptimizerKind(StrEnum):
+    ADAMW = "adamw"
+    ADAMW_8BIT = "adamw-8bit"
+    PRODIGY = "prodigy"
+    ADAFACTOR = "adafactor"
+    SCHEDULE_FREE = "schedule-free"
+
+
+class ScheduleKind(StrEnum):
+    CONSTANT = "constant"
+    LINEAR = "linear"
+    COSINE = "cosine"
+
+
+class Precision(StrEnum):
+    BF16 = "bf16"
+    FP32 = "fp32"
+
+
+class TimestepSampling(StrEnum):
+    UNIFORM = "uniform"
+    LOGIT_NORMAL = "logit-normal"
+
+
+class LoraFormat(StrEnum):
+    COMFYUI = "comfyui"
+    DIFFUSERS = "diffusers"
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class BaseModelSection(Section):
+    """What the LoRA is trained on."""
+
+    name: str = Field(
+        description="Name of a base model of the catalogue (`lorapod models list`), or the path of a folder in "
+        "diffusers layout."
+    )
+    training_adapter: Path | None = Field(
+        None,
+        description="A LoRA that is merged into the base model before training and left out of the result, as for "
+        "Z-Image-Turbo (its distillation would be lost otherwise).",
+    )
+    training_adapter_strength: float = Field(1.0, description="Strength at which `training_adapter` is merged.")
+
+
+class DatasetSection(Section):
+    """One folder of pictures with captions beside them, and how it is used."""
+
+    path: Path = Field(description="Folder of pictures; a relative path starts at the recipe's folder.")
+    repeats: int = Field(1, ge=1, description="How many times each item is seen in an epoch.")
+    resolutions: list[Annotated[int, Field(ge=64, le=4096)]] = Field(
+        [1024],
+        min_length=1,
+        description="Sides in pixels of the square whose area the buckets keep; with several, each item is trained at "
+        "each of them.",
+    )
+    recursive: bool = Field(False, description="Look into sub-folders too.")
+    trigger_word: str = Field("", description="Word put before every caption that does not hold it already.")
+    caption_prefix: str = Field("", description="Text put before every caption (after the trigger word).")
+    caption_dropout: Share = Field(0.05, description="Share of steps at which an item is trained with an empty caption.")
+    shuffle_tags: bool = Field(False, description="Shuffle comma-separated tags anew in every epoch.")
+    keep_tags: int = Field(1, ge=0, description="With `shuffle_tags`: how many leading tags stay where they are.")
+    caption_variants: int = Field(
+        4, ge=1, le=64, description="With `shuffle_tags`: how many shuffled captions of each item are cached and used."
+    )
+    allow_missing_captions: bool = Field(
+        False, description="Train items without a caption file with the trigger word and prefix alone."
+    )
+    validation_share: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.1, description="Share of items held out of training for the evaluation loss; 0 holds out none."
+    )
+
+
+class AdapterSection(Section):
+    """What is trained."""
+
+    kind: AdapterKind = Field(AdapterKind.LORA, description="`lora`; `dora`, `lokr` and `loha` are reserved.")
+    rank: int = Field(16, ge=1, le=1024, description="Rank of the update matrices.")
+    alpha: float | None = Field(None, gt=0, description="Scale numerator: updates are scaled by alpha / rank. Default: rank.")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Dropout on the adapter's input.")
+    targets: Targets = Field(
+        Targets.ATTENTION_FEED_FORWARD,
+        description="Which linear layers get an adapter: `attention`, `attention+feed-forward`, or `all` of the blocks.",
+    )
+    continue_from: Path | None = Field(None, description="A LoRA file to start from; its rank and targets must match.")
+
+
+class OptimizerSection(Section):
+    """How the adapter's weights are updated."""
+
+    kind: OptimizerKind = Field(OptimizerKind.ADAMW, description="The optimizer.")
+    learning_rate: float = Field(1e-4, gt=0, lt=10, description="Peak learning rate; 1.0 for `prodigy`.")
+    weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay.")
+    betas: tuple[float, float] = Field((0.9, 0.99), description="Decay rates of the moments.")
+    schedule: ScheduleKind = Field(ScheduleKind.CONSTANT, description="Learning rate after the warm-up.")
+    warmup_steps: int = Field(20, ge=0, description="Steps over which the learning rate rises from zero.")
+    clip_norm: float = Field(1.0, ge=0, description="Largest norm of the gradient; 0 does not clip.")
+
+
+class TrainingSection(Section):
+    """How long and in what portions."""
+
+    steps: int | None = Field(None, ge=1, description="Optimizer steps. Give this or `epochs`.")
+    epochs: int | None = Field(None, ge=1, description="Passes over the datasets. Give this or `steps`.")
+    batch_size: int = Field(1, ge=1, le=1024, description="Items a forward pass.")
+    accumulation: int = Field(1, ge=1, description="Forward passes an optimizer step.")
+    seed: int = Field(42, ge=0, lt=2**63, description="Seed of everything random.")
+    precision: Precision = Field(Precision.BF16, description="Type of the base model's weights and of the arithmetic.")
+    timestep_sampling: TimestepSampling = Field(
+        TimestepSampling.LOGIT_NORMAL, description="Distribution from which the noise level is drawn before the shift."
+    )
+    timestep_shift: float = Field(1.0, gt=0, le=100, description="s' = k s / (1 + (k - 1) s); above 1 favours noise.")
+    gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass to save memory.")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainingSection:
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("both `steps` and `epochs` are given; leave one out")
+        return self
+
+
+class EvaluationSection(Section):
+    """Loss on held-out items at fixed noise and fixed timesteps, comparable between runs."""
+
+    every: int = Field(100, ge=0, description="Steps between evaluations; 0 evaluates only at the end.")
+    quantiles: int = Field(4, ge=1, le=32, description="Fixed noise levels at which each held-out item is evaluated.")
+    max_items: int = Field(32, ge=1, description="At most so many held-out items of each dataset.")
+
+
+class PreviewSection(Section):
+    """Pictures sampled while training."""
+
+    prompts: list[str] = Field([], description="What to draw. Empty: the first captions of the first dataset.")
+    negative_prompt: str = Field("", description="What guidance leads away from.")
+    every: int = Field(250, ge=0, description="Steps between previews; 0 previews only before and after training.")
+    seeds: list[Annotated[int, Field(ge=0, lt=2**63)]] = Field([1], min_length=1, description="A picture of each prompt a seed.")
+    width: int = Field(1024, ge=64, le=4096, description="Pixels.")
+    height: int = Field(1024, ge=64, le=4096, description="Pixels.")
+    steps: int = Field(20, ge=1, le=200, description="Sampling steps.")
+    guidance: float = Field(4.0, ge=0, le=50, description="Classifier-free guidance; 0 is off.")
+    at_start: bool = Field(True, description="Sample the base model before the first step, for comparison.")
+
+
+class SavingSection(Section):
+    """What is written, and when."""
+
+    checkpoint_every: int = Field(250, ge=0, description="Steps between checkpoints; 0 writes one only when stopped.")
+    keep_checkpoints: int = Field(2, ge=1, description="How many of the newest checkpoints are kept.")
+    lora_every: int = Field(0, ge=0, description="Steps between LoRA files; 0 writes one only at the end.")
+    formats: list[LoraFormat] = Field([LoraFormat.COMFYUI], min_length=1, description="Key layouts to write.")
+    precision: Precision = Field(Precision.BF16, description="Type of the tensors in the LoRA file.")
+
+
+class Recipe(Section):
+    """All of a training."""
+
+    name: str = Field(description="Name of the LoRA and of the run's folder.", min_length=1, max_length=100)
+    trainer: TrainerName = Field(TrainerName.BUILTIN, description="What trains.")
+    notes: str = Field("", description="Free text, kept in the run and in the LoRA's metadata.")
+    base_model: BaseModelSection
+    datasets: list[DatasetSection] = Field(min_length=1)
+    adapter: AdapterSection = AdapterSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    training: TrainingSection = TrainingSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    previews: PreviewSection = PreviewSection()
+    saving: SavingSection = SavingSection()
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_file_name(cls, value: str) -> str:
+        if value in (".", "..") or any(c in value for c in '/\\\0\n:*?"<>|') or value != value.strip():
+            raise ValueError("it becomes a file name, so it must not hold / \\ : * ? \" < > | or outer spaces")
+        return value
+
+    @property
+    def alpha(self) -> float:
+        """The adapter's alpha; the rank where none is given."""
+        return self.adapter.alpha if self.adapter.alpha is not None else float(self.adapter.rank)
