@@ -1,0 +1,99 @@
+"""What a family of base models must offer the engine. One file a family; everything else is family-blind.
+
+Shapes use b batch, c channels, f frames, h and w height and width; pictures have f = 1. Tensors that belong together
+travel as a dictionary by name, so that a family can add its own without the engine knowing:
+
+    text     what the denoiser is told: {"tokens": (l, d)} for Z-Image; FLUX adds "pooled" (d,), SDXL too, Qwen-Image has
+             one encoder's tokens. Unpadded and one item each, so that a cached entry does not depend on its batch.
+    latents  what the VAE says of an item: {"mean": (c, f, h, w), "deviation": likewise}, normalised as the denoiser
+             expects them. Wan I2V adds "first_frame" (c + 4, f, h, w) and "image" (257, d): conditioning that is made
+             from pixels is cached with them and comes back in `loss`.
+
+A noise level is s in 0..1, 1 being pure noise. Flow families interpolate with it; SDXL maps it to its integer timestep.
+A base model of two experts (Wan 2.2) names them in `experts` with the range of s that each is trained on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lorapod.models import BaseModel
+from lorapod.recipe.schema import LoraFormat, Targets
+
+Conditions = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Expert:
+    """One denoiser of a base model, and the noise levels that it is used for."""
+
+    component: str = "transformer"
+    lowest: float = 0.0
+    highest: float = 1.0
+    suffix: str = ""
+
+
+@dataclass(frozen=True)
+class PreviewRequest:
+    """One preview to sample."""
+
+    text: Conditions
+    negative: Conditions | None
+    width: int
+    height: int
+    frames: int
+    steps: int
+    guidance: float
+    seed: int
+
+
+class Family(Protocol):
+    """The methods that differ between architectures."""
+
+    name: str
+    pixel_divisor: int
+    """Widths and heights are multiples of this (VAE factor times patch size)."""
+
+    experts: tuple[Expert, ...]
+
+    def load_text_encoder(self, base: BaseModel, device: torch.device, dtype: torch.dtype) -> Any:
+        """Tokenizer and encoder(s), frozen, as one object that `encode_text` takes."""
+
+    def encode_text(self, encoder: Any, captions: list[str]) -> list[Conditions]:
+        """One dictionary a caption, on the CPU."""
+
+    def token_limit(self) -> int:
+        """Longest caption in tokens, template included; what is longer is cut by the encoder."""
+
+    def load_vae(self, base: BaseModel, device: torch.device, dtype: torch.dtype) -> nn.Module:
+        """The VAE, frozen."""
+
+    def encode_pixels(self, vae: nn.Module, pixels: Tensor) -> list[Conditions]:
+        """Pixels (b, 3, f, h, w) in -1..1 to one dictionary of latents an item, float32 on the CPU."""
+
+    def decode_latents(self, vae: nn.Module, latents: Tensor) -> Tensor:
+        """Latents (b, c, f, h, w), normalised, to pixels (b, 3, f, h, w) in -1..1, float32."""
+
+    def load_denoiser(
+        self, base: BaseModel, expert: Expert, device: torch.device, dtype: torch.dtype
+    ) -> nn.Module:
+        """The denoiser, frozen."""
+
+    def loss(
+        self, denoiser: nn.Module, latents: Tensor, noise: Tensor, noise_level: Tensor, items: list[Conditions],
+        texts: list[Conditions],
+    ) -> Tensor:
+        """Loss of each item, (b,), for clean `latents` and `noise` (b, c, f, h, w) at `noise_level` (b,)."""
+
+    def targets(self, targets: Targets) -> str:
+        """Regular expression that fully matches the names of the modules which get an adapter."""
+
+    def export_key(self, module: str, format: LoraFormat) -> str:
+        """Key prefix of an adapted module in a LoRA file of that format, without `.lora_A.weight`."""
+
+    def sample(self, denoiser: nn.Module, base: BaseModel, request: PreviewRequest) -> Tensor:
+        """Normalised latents (c, f, h, w) of one preview."""
