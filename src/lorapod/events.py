@@ -23,7 +23,7 @@ Event = dict[str, Any]
     stage       name, index, count, total?        one of the run's phases begins
     step        step, total, epoch, loss, lr, seconds, memory_gb?
     eval        step, loss, dataset               loss on held-out items at fixed noise
-    preview     step, path, prompt, seed          path relative to the run folder
+    preview     step, path, prompt, seed, likeness?   path relative to the run folder
     checkpoint  step, path                        likewise
     lora        step, path, format, base_model    likewise
     progress    stage, done, total, unit
@@ -35,7 +35,7 @@ Event = dict[str, Any]
 
 PREFIX = "\x1e"
 """What an event line on a process's standard output starts with (ASCII record separator, as in RFC 7464), so that
-nothing else that is printed can be taken for an event."""
+nothing else that is printed can be taken for an event. Split output at line feeds: `str.splitlines` splits here too."""
 
 
 def event(type: EventType, /, **fields: Any) -> Event:

@@ -90,7 +90,7 @@ def find_base_model(name: str, workspace: Workspace) -> BaseModel:
 
 def _folder_of(entry: Entry, workspace: Workspace) -> Path:
     if entry.packaged:
-        return Path(str(resources.files("lorapod.models") / entry.packaged))
+        return Path(str(resources.files("lorapod") / entry.packaged))
     return workspace.models / entry.name
 
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 class Section(BaseModel):
     """A table of the recipe."""
 
-    model_config = ConfigDict(extra="forbid", use_enum_values=False, validate_default=True)
+    model_config = ConfigDict(extra="forbid", use_enum_values=False, validate_default=True, allow_inf_nan=False)
 
 
 class TrainerName(StrEnum):
@@ -69,6 +69,7 @@ class LoraFormat(StrEnum):
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class BaseModelSection(Section):
@@ -100,7 +101,9 @@ class DatasetSection(Section):
     recursive: bool = Field(False, description="Look into sub-folders too.")
     trigger_word: str = Field("", description="Word put before every caption that does not hold it already.")
     caption_prefix: str = Field("", description="Text put before every caption (after the trigger word).")
-    caption_dropout: Share = Field(0.05, description="Share of steps at which an item is trained with an empty caption.")
+    caption_dropout: Share = Field(
+        0.05, description="Share of steps at which an item is trained with an empty caption."
+    )
     shuffle_tags: bool = Field(False, description="Shuffle comma-separated tags anew in every epoch.")
     keep_tags: int = Field(1, ge=0, description="With `shuffle_tags`: how many leading tags stay where they are.")
     caption_variants: int = Field(
@@ -119,11 +122,13 @@ class AdapterSection(Section):
 
     kind: AdapterKind = Field(AdapterKind.LORA, description="`lora`; `dora`, `lokr` and `loha` are reserved.")
     rank: int = Field(16, ge=1, le=1024, description="Rank of the update matrices.")
-    alpha: float | None = Field(None, gt=0, description="Scale numerator: updates are scaled by alpha / rank. Default: rank.")
+    alpha: float | None = Field(
+        None, gt=0, description="Scale numerator: updates are scaled by alpha / rank. Default: rank."
+    )
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Dropout on the adapter's input.")
     targets: Targets = Field(
         Targets.ATTENTION_FEED_FORWARD,
-        description="Which linear layers get an adapter: `attention`, `attention+feed-forward`, or `all` of the blocks.",
+        description="Which linear layers get an adapter: `attention`, `attention+feed-forward`, or `all` of a block.",
     )
     continue_from: Path | None = Field(None, description="A LoRA file to start from; its rank and targets must match.")
 
@@ -134,7 +139,7 @@ class OptimizerSection(Section):
     kind: OptimizerKind = Field(OptimizerKind.ADAMW, description="The optimizer.")
     learning_rate: float = Field(1e-4, gt=0, lt=10, description="Peak learning rate; 1.0 for `prodigy`.")
     weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay.")
-    betas: tuple[float, float] = Field((0.9, 0.99), description="Decay rates of the moments.")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.99), description="Decay rates of the moments.")
     schedule: ScheduleKind = Field(ScheduleKind.CONSTANT, description="Learning rate after the warm-up.")
     warmup_steps: int = Field(20, ge=0, description="Steps over which the learning rate rises from zero.")
     clip_norm: float = Field(1.0, ge=0, description="Largest norm of the gradient; 0 does not clip.")
@@ -153,7 +158,9 @@ class TrainingSection(Section):
         TimestepSampling.LOGIT_NORMAL, description="Distribution from which the noise level is drawn before the shift."
     )
     timestep_shift: float = Field(1.0, gt=0, le=100, description="s' = k s / (1 + (k - 1) s); above 1 favours noise.")
-    gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass to save memory.")
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute activations in the backward pass to save memory."
+    )
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainingSection:
@@ -176,12 +183,15 @@ class PreviewSection(Section):
     prompts: list[str] = Field([], description="What to draw. Empty: the first captions of the first dataset.")
     negative_prompt: str = Field("", description="What guidance leads away from.")
     every: int = Field(250, ge=0, description="Steps between previews; 0 previews only before and after training.")
-    seeds: list[Annotated[int, Field(ge=0, lt=2**63)]] = Field([1], min_length=1, description="A picture of each prompt a seed.")
+    seeds: list[Annotated[int, Field(ge=0, lt=2**63)]] = Field(
+        [1], min_length=1, description="A picture of each prompt a seed."
+    )
     width: int = Field(1024, ge=64, le=4096, description="Pixels.")
     height: int = Field(1024, ge=64, le=4096, description="Pixels.")
     steps: int = Field(20, ge=1, le=200, description="Sampling steps.")
     guidance: float = Field(4.0, ge=0, le=50, description="Classifier-free guidance; 0 is off.")
     at_start: bool = Field(True, description="Sample the base model before the first step, for comparison.")
+    at_end: bool = Field(True, description="Sample after the last step.")
 
 
 class SavingSection(Section):
@@ -213,7 +223,7 @@ class Recipe(Section):
     @classmethod
     def _name_is_a_file_name(cls, value: str) -> str:
         if value in (".", "..") or any(c in value for c in '/\\\0\n:*?"<>|') or value != value.strip():
-            raise ValueError("it becomes a file name, so it must not hold / \\ : * ? \" < > | or outer spaces")
+            raise ValueError('it becomes a file name, so it must not hold / \\ : * ? " < > | or outer spaces')
         return value
 
     @property

@@ -1,0 +1,97 @@
+"""`lorapod recipe`: write, show and check recipes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lorapod.errors import RecipeError, RequestError
+
+app = typer.Typer(name="recipe", help="Write, show and check recipes.", no_args_is_help=True)
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="FILE", help="The recipe's TOML file.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override one value, as training.steps=500 or datasets.0.repeats=2; may be given several times.",
+        show_default=False,
+    ),
+]
+
+
+@app.command("new")
+def new_command(
+    model: Annotated[str, typer.Option("--model", help="Base model: a name, or a folder in diffusers layout.")],
+    data: Annotated[Path, typer.Option("--data", help="Folder of pictures with their captions.")],
+    trainer: Annotated[str, typer.Option("--trainer", help="What trains.")] = "builtin",
+    name: Annotated[str | None, typer.Option("--name", help="Name of the LoRA; else the data folder's.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="File to write; else the recipe is printed.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file if there is one.")] = False,
+) -> None:
+    """Write a short, commented recipe to start from."""
+    from lorapod import recipe as recipes
+    from lorapod.files import write_text_whole
+
+    if not data.expanduser().is_dir():
+        raise RecipeError(f"There is no folder {data}", remedy="Give the folder of your pictures with --data.")
+    if out is not None and out.is_dir():
+        raise RequestError(f"{out} is a folder", remedy="Give the file to write, as recipe.toml.")
+    if out is not None and out.exists() and not force:
+        raise RequestError(
+            f"{out} is there already", "It was left as it is.", "Give another file, or --force to overwrite it."
+        )
+    known = model in recipes.presets.names()
+    text = recipes.new(
+        model if known or not Path(model).expanduser().is_dir() else _as_seen_from(Path(model), None).as_posix(),
+        _as_seen_from(data, out),
+        trainer,
+        name,
+    )
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    write_text_whole(out, text)
+    typer.echo(f"Wrote {out}. Next: look through it, then `lorapod train {out}`.")
+
+
+def _as_seen_from(folder: Path, recipe_file: Path | None) -> Path:
+    """`folder` relative to the recipe's file where it lies beside or below it, so that both can move; else absolute."""
+    absolute = folder.expanduser().resolve()
+    if recipe_file is None:
+        return absolute
+    home = recipe_file.expanduser().resolve().parent
+    return absolute.relative_to(home) if absolute.is_relative_to(home) else absolute
+
+
+@app.command("show")
+def show_command(file: RecipeFile, overrides: Overrides = None) -> None:
+    """Print the recipe with every value, as it would be trained."""
+    from lorapod import recipe as recipes
+
+    text = recipes.dumps(recipes.load(file, overrides or ()))
+    if not sys.stdout.isatty():
+        typer.echo(text, nl=False)
+        return
+    from rich.console import Console
+    from rich.syntax import Syntax
+
+    highlighted = Syntax("", "toml", theme="ansi_dark", background_color="default").highlight(text)
+    Console().print(highlighted, soft_wrap=True, end="")
+
+
+@app.command("check")
+def check_command(file: RecipeFile, overrides: Overrides = None) -> None:
+    """Check the recipe: one line if it is valid, else every problem with its line."""
+    from lorapod import recipe as recipes
+
+    recipe = recipes.load(file, overrides or ())
+    count = len(recipe.datasets)
+    datasets = f"{count} dataset{'' if count == 1 else 's'}"
+    training = recipe.training
+    length = f"{training.steps} steps" if training.steps is not None else f"{training.epochs} epochs"
+    typer.echo(f"OK: {file} ({recipe.base_model.name}, {datasets}, {length}, trainer {recipe.trainer})")

@@ -1,0 +1,98 @@
+"""The engine's process: `python -m lorapod.engine cache|train RUN --workspace DIR [--resume]`, or `sample REQUEST`.
+
+The first SIGINT or SIGTERM stops after the present step with a checkpoint (exit 130); the second at once. Errors that a
+person can do something about are printed as an `error` event (exit 1).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+from lorapod.engine.output import emit, emit_error
+from lorapod.errors import LorapodError, OutOfMemoryError
+from lorapod.files import disk_error
+from lorapod.workspace import Workspace
+
+STOPPED = 130
+
+
+class StopSignal:
+    """Whether somebody asked this process to stop."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            os._exit(STOPPED)
+        self.asked = True
+
+    def __call__(self) -> bool:
+        return self.asked
+
+
+def run(arguments: argparse.Namespace, stopped: StopSignal) -> int:
+    """Runs one stage; returns the exit code."""
+    import torch
+
+    from lorapod.engine.job import Job
+
+    workspace = Workspace(arguments.workspace)
+    job = Job(arguments.run, workspace)
+    try:
+        if arguments.stage == "sample":
+            from lorapod.engine.sample import sample
+
+            sample(arguments.run, workspace)
+            return 0
+        if arguments.stage == "cache":
+            from lorapod.engine.prepare import prepare
+
+            prepare(job, stopped)
+            return STOPPED if stopped() else 0
+        from lorapod.engine.train import Training
+
+        return 0 if Training(job).run(arguments.resume, stopped) else STOPPED
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemoryError(
+            "The GPU ran out of memory",
+            str(error).split(". ")[0] + ".",
+            "Set `training.gradient_checkpointing = true`, a smaller `training.batch_size` or smaller `resolutions`.",
+        ) from error
+
+
+def main() -> int:
+    """Parses arguments, runs the stage, turns errors into events."""
+    parser = argparse.ArgumentParser(prog="python -m lorapod.engine", description=__doc__)
+    parser.add_argument("stage", choices=["cache", "train", "sample"])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--workspace", type=Path, required=True)
+    parser.add_argument("--resume", action="store_true")
+    arguments = parser.parse_args()
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # every file is on disk already; nothing here may wait for a network
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    stopped = StopSignal()
+    try:
+        return run(arguments, stopped)
+    except LorapodError as error:
+        emit_error(error)
+    except OSError as error:
+        emit_error(disk_error(error, Path(error.filename or arguments.run)))
+    except ImportError as error:
+        emit(
+            "error",
+            message=f"The engine needs the package {error.name}",
+            hint="Install it with: pip install 'lorapod[engine]'",
+        )
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

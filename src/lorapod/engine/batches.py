@@ -1,0 +1,127 @@
+"""From cached items to the tensors of one forward pass, following from the seed and the step alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lorapod.data import TrainItem, batches
+from lorapod.engine.families import Conditions
+from lorapod.engine.job import Job
+from lorapod.engine.noise import draw_levels, generator_for
+from lorapod.errors import TrainingError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one forward pass is given.
+
+    Attributes:
+        latents: Clean, (b, c, f, h, w).
+        noise: Likewise.
+        noise_level: (b,), 1 is pure noise.
+        items: Whatever else is cached of each item.
+        texts: What the denoiser is told, one an item.
+    """
+
+    latents: Tensor
+    noise: Tensor
+    noise_level: Tensor
+    items: list[Conditions]
+    texts: list[Conditions]
+
+    def to(self, device: torch.device) -> Batch:
+        if device.type == "cpu":
+            return self
+        move = lambda c: {k: v.to(device, non_blocking=True) for k, v in c.items()}  # noqa: E731
+        return Batch(
+            self.latents.to(device, non_blocking=True),
+            self.noise.to(device, non_blocking=True),
+            self.noise_level.to(device, non_blocking=True),
+            [move(i) for i in self.items],
+            [move(t) for t in self.texts],
+        )
+
+
+class Batches:
+    """The batches of a run, by number; the next one is read while the present one is trained on."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.recipe = job.recipe.training
+        self._keys = {id(item): job.latents_key(item) for item in job.items()}
+        self._epochs: dict[int, list[list[int]]] = {}
+        self.per_epoch = len(self._of_epoch(0))
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        if self.recipe.steps is not None:
+            return self.recipe.steps
+        return math.ceil(self.per_epoch * (self.recipe.epochs or 1) / self.recipe.accumulation)
+
+    def epoch_of(self, number: int) -> int:
+        return number // self.per_epoch
+
+    def from_number(self, first: int, count: int) -> Iterator[Batch]:
+        """Batches `first` to `first + count - 1`, on the CPU."""
+        with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+            upcoming: Future[Batch] = pool.submit(self.read, first)
+            for number in range(first, first + count):
+                batch = upcoming.result()
+                if number + 1 < first + count:
+                    upcoming = pool.submit(self.read, number + 1)
+                yield batch
+
+    def read(self, number: int) -> Batch:
+        """The batch of that number; the same in every process."""
+        epoch, place = divmod(number, self.per_epoch)
+        chosen = [self.job.data.train[i] for i in self._of_epoch(epoch)[place]]
+        generator = generator_for("batch", self.recipe.seed, number)
+        entries = [self.latents(item) for item in chosen]
+        latents = torch.stack([e["mean"] + e["deviation"] * _normal(e["mean"], generator) for e in entries])
+        noise = _normal(latents, generator)
+        levels = draw_levels(
+            len(chosen), self.recipe.timestep_sampling, self.recipe.timestep_shift, generator
+        )
+        texts = [self.text(self._caption(item, epoch, generator)) for item in chosen]
+        return Batch(latents, noise, levels, entries, texts)
+
+    def latents(self, item: TrainItem) -> Conditions:
+        entry = self.job.latents_cache.get(self._keys[id(item)])
+        if entry is None:
+            raise _cache_gone(str(item.item.path))
+        return entry
+
+    def text(self, caption: str) -> Conditions:
+        entry = self.job.text_cache.get(self.job.text_key(caption))
+        if entry is None:
+            raise _cache_gone(f"the caption {caption!r}")
+        return entry
+
+    def _caption(self, item: TrainItem, epoch: int, generator: torch.Generator) -> str:
+        if torch.rand((), generator=generator).item() < item.caption_dropout:
+            return ""
+        return item.captions[epoch % len(item.captions)]
+
+    def _of_epoch(self, epoch: int) -> list[list[int]]:
+        if epoch not in self._epochs:
+            self._epochs = {epoch: batches(self.job.data.train, self.recipe.batch_size, epoch, self.recipe.seed)}
+        return self._epochs[epoch]
+
+
+def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(like.shape, generator=generator)
+
+
+def _cache_gone(what: str) -> TrainingError:
+    return TrainingError(
+        f"The cache entry of {what} is gone or damaged",
+        "The cache folder was changed while the run was going, or the file itself was.",
+        "Run the same command with --resume: what is missing is computed again.",
+    )

@@ -1,0 +1,64 @@
+"""The evaluation loss: held-out items at fixed noise and fixed quantiles of the noise level.
+
+Noise follows from the item and the quantile, not from the recipe's seed, so curves of different runs on the same items
+can be laid over each other. Captions are the items' own, without dropout.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from lorapod.data import TrainItem
+from lorapod.engine.batches import Batch, Batches
+from lorapod.engine.job import Job
+from lorapod.engine.noise import from_quantiles, generator_for
+
+
+class Evaluation:
+    """The fixed batches of each dataset, read once."""
+
+    def __init__(self, job: Job, source: Batches) -> None:
+        self.job = job
+        recipe = job.recipe
+        self.sets: dict[str, list[Batch]] = {}
+        for index, section in enumerate(recipe.datasets):
+            held_out = [item for item in job.data.validation if item.dataset == index]
+            chosen = held_out[: recipe.evaluation.max_items]
+            if chosen:
+                name = section.path.name
+                if name in self.sets:
+                    name = f"{name} ({index + 1})"
+                self.sets[name] = [self._batch(item, source) for item in chosen]
+
+    def _batch(self, item: TrainItem, source: Batches) -> Batch:
+        training, count = self.job.recipe.training, self.job.recipe.evaluation.quantiles
+        u = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+        levels = from_quantiles(u, training.timestep_sampling, training.timestep_shift).float()
+        entry, text = source.latents(item), source.text(item.captions[0])
+        generator = generator_for("evaluation", self.job.content_hash(item.item.path), list(item.placement.resize_to))
+        latents = entry["mean"].expand(count, *entry["mean"].shape)
+        noise = torch.randn(latents.shape, generator=generator)
+        return Batch(latents, noise, levels, [entry] * count, [text] * count)
+
+    @torch.no_grad()
+    def run(self, denoiser: nn.Module) -> dict[str, float]:
+        """Mean loss of each dataset that holds items out."""
+        was_training = denoiser.training
+        denoiser.eval()
+        losses = {}
+        for name, batches in self.sets.items():
+            values = [self.loss(denoiser, batch).mean() for batch in batches]
+            losses[name] = torch.stack(values).mean().item()
+        denoiser.train(was_training)
+        return losses
+
+    def loss(self, denoiser: nn.Module, batch: Batch) -> torch.Tensor:
+        """Loss of each item of a batch, (b,)."""
+        return loss_of(self.job, denoiser, batch.to(self.job.device))
+
+
+def loss_of(job: Job, denoiser: nn.Module, batch: Batch) -> torch.Tensor:
+    """Loss of each item of a batch on the job's device and in its precision, (b,)."""
+    with torch.autocast(job.device.type, job.dtype, enabled=job.dtype is not torch.float32):
+        return job.family.loss(denoiser, batch.latents, batch.noise, batch.noise_level, batch.items, batch.texts)

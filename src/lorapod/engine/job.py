@@ -1,0 +1,111 @@
+"""What every phase of the engine needs: the run's recipe, its base model, its data, and the machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lorapod import recipe as recipes
+from lorapod.data import DataPlan, Geometry, TrainItem, load_picture, plan_datasets
+from lorapod.engine.cache import Cache
+from lorapod.engine.families import Family, family_named
+from lorapod.files import sha256_of
+from lorapod.models import BaseModel, find_base_model
+from lorapod.recipe import Recipe
+from lorapod.recipe.schema import Precision
+from lorapod.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Job:
+    """One execution of a recipe, as the engine sees it.
+
+    Args:
+        folder: The run folder; its `recipe.toml` is the recipe with every default written out.
+        workspace: Where base models and the cache are.
+    """
+
+    folder: Path
+    workspace: Workspace
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        return recipes.load(self.folder / "recipe.toml")
+
+    @cached_property
+    def base(self) -> BaseModel:
+        return find_base_model(self.recipe.base_model.name, self.workspace)
+
+    @cached_property
+    def family(self) -> Family:
+        return family_named(self.base.family)
+
+    @cached_property
+    def data(self) -> DataPlan:
+        return plan_datasets(self.recipe.datasets, Geometry(divisor=self.family.pixel_divisor), self.recipe.training.seed)
+
+    @cached_property
+    def device(self) -> torch.device:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the base model's weights and of the arithmetic."""
+        return torch.float32 if self.recipe.training.precision is Precision.FP32 else torch.bfloat16
+
+    @cached_property
+    def text_cache(self) -> Cache:
+        return Cache(self.workspace.cache / "text", f"{self.base.fingerprint('text_encoder')} {self.dtype}")
+
+    @cached_property
+    def latents_cache(self) -> Cache:
+        return Cache(self.workspace.cache / "latents", f"{self.base.fingerprint('vae')} {self.dtype}")
+
+    def text_key(self, caption: str) -> str:
+        return self.text_cache.key(caption=caption)
+
+    def latents_key(self, item: TrainItem) -> str:
+        """Depends on the file's bytes and on how it is resized and cropped, not on its name."""
+        place = item.placement
+        return self.latents_cache.key(
+            file=self.content_hash(item.item.path), resize=list(place.resize_to), crop=list(place.crop)
+        )
+
+    @cached_property
+    def _hashes(self) -> dict[Path, str]:
+        return {}
+
+    def content_hash(self, path: Path) -> str:
+        """SHA-256 of a file, read once a process."""
+        if path not in self._hashes:
+            self._hashes[path] = sha256_of(path)
+        return self._hashes[path]
+
+    def items(self) -> list[TrainItem]:
+        """Items to train on and items held out."""
+        return [*self.data.train, *self.data.validation]
+
+    def captions(self) -> list[str]:
+        """Every text that the run needs, once each, in a stable order."""
+        texts = [caption for item in self.items() for caption in item.captions]
+        previews = self.recipe.previews
+        return list(dict.fromkeys([*texts, *self.preview_prompts(), previews.negative_prompt, ""]))
+
+    def preview_prompts(self) -> list[str]:
+        """The recipe's prompts, else the first captions of the first dataset."""
+        if self.recipe.previews.prompts:
+            return self.recipe.previews.prompts
+        first = (item.captions[0] for item in self.data.train if item.dataset == 0)
+        return list(dict.fromkeys(first))[:2]
+
+
+def pixels_of(item: TrainItem) -> Tensor:
+    """Pixels of an item as the denoiser's VAE takes them, (1, 3, f, h, w) in -1..1."""
+    picture = torch.from_numpy(load_picture(item.item.path, item.placement))  # (h, w, 3)
+    return (picture.permute(2, 0, 1).float() / 127.5 - 1)[None, :, None]

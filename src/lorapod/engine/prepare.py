@@ -1,0 +1,83 @@
+"""The cache stage: text first, then latents, one model in memory at a time.
+
+Entries are computed one by one, so that an entry never depends on what was computed beside it: a cache that was killed
+half-way and finished later holds the same bytes as one that was made in one go.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from lorapod.engine.job import Job, pixels_of
+from lorapod.engine.output import emit
+from lorapod.errors import TrainingError
+
+_SECONDS_BETWEEN_EVENTS = 0.5
+
+
+def prepare(job: Job, stopped: Callable[[], bool]) -> None:
+    """Fills the cache with what the run needs and does not have yet.
+
+    Raises:
+        DatasetError: Items that cannot be used, all named.
+        DiskError: No space; what is cached already is kept.
+    """
+    for problem in job.data.problems:
+        if problem.severity == "warning":
+            emit("warning", message=f"{problem.path.name}: {problem.what}", hint=problem.remedy)
+    _prepare_text(job, stopped)
+    if not stopped():
+        _prepare_latents(job, stopped)
+
+
+def _prepare_text(job: Job, stopped: Callable[[], bool]) -> None:
+    captions = {job.text_key(caption): caption for caption in job.captions()}
+    missing = [key for key in captions if not job.text_cache.has(key)]
+    emit("stage", name="cache text", index=1, count=3, total=len(captions))
+    if not missing:
+        return
+    encoder = job.family.load_text_encoder(job.base, job.device, job.dtype)
+    progress = _Progress("cache text", len(captions), len(captions) - len(missing), "captions")
+    for key in missing:
+        if stopped():
+            return
+        job.text_cache.put(key, job.family.encode_text(encoder, [captions[key]])[0])
+        progress.one_more()
+
+
+def _prepare_latents(job: Job, stopped: Callable[[], bool]) -> None:
+    items = {job.latents_key(item): item for item in job.items()}
+    missing = [key for key in items if not job.latents_cache.has(key)]
+    emit("stage", name="cache latents", index=2, count=3, total=len(items))
+    if not missing:
+        return
+    vae = job.family.load_vae(job.base, job.device, job.dtype)
+    progress = _Progress("cache latents", len(items), len(items) - len(missing), "items")
+    for key in missing:
+        if stopped():
+            return
+        entry = job.family.encode_pixels(vae, pixels_of(items[key]))[0]
+        if not all(value.isfinite().all() for value in entry.values()):
+            raise TrainingError(
+                f"The VAE gave no usable latents for {items[key].item.path}",
+                "They hold infinite or undefined numbers, which happens with some VAEs in bf16.",
+                'Set `training.precision = "fp32"`.',
+            )
+        job.latents_cache.put(key, entry)
+        progress.one_more()
+
+
+class _Progress:
+    """`progress` events, at most two a second, and always the last."""
+
+    def __init__(self, stage: str, total: int, done: int, unit: str) -> None:
+        self.stage, self.total, self.done, self.unit = stage, total, done, unit
+        self._shown = 0.0
+
+    def one_more(self) -> None:
+        self.done += 1
+        now = time.monotonic()
+        if now - self._shown >= _SECONDS_BETWEEN_EVENTS or self.done == self.total:
+            self._shown = now
+            emit("progress", stage=self.stage, done=self.done, total=self.total, unit=self.unit)

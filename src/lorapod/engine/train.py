@@ -1,0 +1,221 @@
+"""The training loop: read it as the recipe it is.
+
+Everything drawn at a step follows from (seed, step); see `engine.noise`. So the loop only has to know which step comes
+next, and a run that was killed and resumed gives the same LoRA, byte for byte, on the same machine.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lorapod import recipe as recipes
+from lorapod.engine import adapters
+from lorapod.engine.batches import Batches
+from lorapod.engine.checkpoint import Place, checkpoints_in, load_checkpoint, save_checkpoint
+from lorapod.engine.evaluate import Evaluation, loss_of
+from lorapod.engine.export import write_lora
+from lorapod.engine.job import Job
+from lorapod.engine.optimizers import build_optimizer, rate_at, weights_for_use
+from lorapod.engine.output import emit
+from lorapod.engine.previews import Previews
+from lorapod.errors import NonFiniteLossError
+
+LOG_EVERY_ON_GPU = 10
+"""Reading the loss waits for the GPU, so it is read every so many steps there; on the CPU at every step."""
+
+
+class Training:
+    """One training: the state that the loop moves forward, and what is done between steps."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.recipe = job.recipe
+        self.batches = Batches(job)
+        self.total = self.batches.total_steps
+        self.denoiser = load_denoiser(job)
+        adapters.add_adapter(
+            self.denoiser, job.family, self.recipe.adapter, self.recipe.alpha, self.recipe.training.seed
+        )
+        if self.recipe.adapter.continue_from:
+            adapters.continue_from(self.denoiser, self.recipe.adapter.continue_from, self.recipe.alpha)
+        if self.recipe.training.gradient_checkpointing:
+            self.denoiser.enable_gradient_checkpointing()
+        self.parameters = adapters.adapter_parameters(self.denoiser)
+        self.optimizer = build_optimizer(self.recipe.optimizer, self.parameters)
+        self.evaluation = Evaluation(job, self.batches)
+        self.previews = Previews(job)
+        self.digest = recipes.digest(self.recipe)
+        self.step = 0
+        self.saved_step = -1
+
+    def run(self, resume: bool, stopped: Callable[[], bool]) -> bool:
+        """Trains to the end, or until `stopped` says so.
+
+        Returns:
+            Whether the training is finished.
+
+        Raises:
+            NonFiniteLossError: The loss became NaN or infinite; the last checkpoint is good.
+            CheckpointError: The checkpoint is damaged or of another recipe.
+            DiskError: No space.
+        """
+        emit("stage", name="train", index=3, count=3, total=self.total)
+        if resume:
+            self.restore()
+        if self.step == 0:
+            self.evaluate()
+            if self.recipe.previews.at_start:
+                self.preview()
+        accumulation = self.recipe.training.accumulation
+        upcoming = self.batches.from_number(self.step * accumulation, (self.total - self.step) * accumulation)
+        self.denoiser.train()
+        pending: list[Tensor] = []
+        began = time.perf_counter()
+        log_every = LOG_EVERY_ON_GPU if self.job.device.type == "cuda" else 1
+        while self.step < self.total:
+            if stopped():
+                self.checkpoint()
+                return False
+            rate = rate_at(self.recipe.optimizer, self.step, self.total)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            torch.manual_seed(hash((self.recipe.training.seed, self.step)) % 2**63)  # for the adapter's dropout
+            for _ in range(accumulation):
+                loss = loss_of(self.job, self.denoiser, next(upcoming).to(self.job.device)).mean()
+                (loss / accumulation).backward()
+                pending.append(loss.detach())
+            if self.recipe.optimizer.clip_norm:
+                nn.utils.clip_grad_norm_(self.parameters, self.recipe.optimizer.clip_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            self.step += 1
+            if self.step % log_every == 0 or self.step == self.total or self.is_due():
+                steps = len(pending) // accumulation
+                self.report(pending, rate, (time.perf_counter() - began) / steps)
+                pending = []
+                self.between_steps()
+                began = time.perf_counter()
+        self.finish()
+        return True
+
+    def is_due(self) -> bool:
+        """Whether something is done after this step."""
+        return any(every and self.step % every == 0 for every in self._intervals())
+
+    def _intervals(self) -> tuple[int, ...]:
+        r = self.recipe
+        return (r.evaluation.every, r.previews.every, r.saving.checkpoint_every, r.saving.lora_every)
+
+    def between_steps(self) -> None:
+        """Evaluates, previews and saves when it is time; the end does all of it once more anyway."""
+        if self.step == self.total:
+            return
+        evaluation, preview, checkpoint, lora = (bool(e) and self.step % e == 0 for e in self._intervals())
+        if checkpoint:
+            self.checkpoint()
+        if evaluation:
+            self.evaluate()
+        if lora:
+            self.save_lora(final=False)
+        if preview:
+            self.preview()
+
+    def finish(self) -> None:
+        """The last checkpoint, evaluation, LoRA and previews."""
+        self.checkpoint()
+        self.evaluate()
+        self.save_lora(final=True)
+        if self.recipe.previews.at_end:
+            self.preview()
+
+    def report(self, losses: list[Tensor], rate: float, seconds: float) -> None:
+        """Prints the `step` event.
+
+        Raises:
+            NonFiniteLossError: A loss is NaN or infinite.
+        """
+        loss = torch.stack(losses).mean().item()
+        if not math.isfinite(loss):
+            kept = checkpoints_in(self.job.folder / "checkpoints")
+            raise NonFiniteLossError(
+                f"The loss became {loss} at step {self.step}",
+                "The learning rate is too high for this recipe, or the precision too low."
+                + (f" The last good checkpoint is {kept[-1].name}." if kept else ""),
+                f"Set `optimizer.learning_rate` to {self.recipe.optimizer.learning_rate / 4:g}"
+                ' (or `training.precision = "fp32"`) and start again.',
+            )
+        epoch = self.batches.epoch_of(self.step * self.recipe.training.accumulation - 1) + 1
+        emit(
+            "step",
+            step=self.step,
+            total=self.total,
+            epoch=epoch,
+            loss=round(loss, 6),
+            lr=rate,
+            seconds=round(seconds, 4),
+            memory_gb=memory_gb(self.job.device),
+        )
+
+    def evaluate(self) -> None:
+        with weights_for_use(self.optimizer):
+            for name, loss in self.evaluation.run(self.denoiser).items():
+                emit("eval", step=self.step, loss=round(loss, 6), dataset=name)
+
+    def preview(self) -> None:
+        with weights_for_use(self.optimizer):
+            self.previews.write(self.denoiser, self.step)
+
+    def save_lora(self, final: bool) -> None:
+        folder = self.job.folder / "lora"
+        items = len({item.item.path for item in self.job.data.train})
+        with weights_for_use(self.optimizer):
+            written = write_lora(
+                folder, self.denoiser, self.job.family, self.job.base, self.recipe, step=self.step, final=final, items=items
+            )
+        for path, format in written:
+            relative = str(path.relative_to(self.job.folder))
+            emit("lora", step=self.step, path=relative, format=format.value, base_model=self.job.base.name)
+
+    def checkpoint(self) -> None:
+        if self.saved_step == self.step or self.step == 0:
+            return
+        place = Place(self.step, self.digest)
+        folder, keep = self.job.folder / "checkpoints", self.recipe.saving.keep_checkpoints
+        path = save_checkpoint(folder, place, self.denoiser, self.optimizer, keep)
+        self.saved_step = self.step
+        emit("checkpoint", step=self.step, path=str(path.relative_to(self.job.folder)))
+
+    def restore(self) -> None:
+        """Goes on from the newest checkpoint; without one, from the start."""
+        kept = checkpoints_in(self.job.folder / "checkpoints")
+        if not kept:
+            emit("info", message="There is no checkpoint yet; training starts at the first step.")
+            return
+        self.step = load_checkpoint(kept[-1], self.digest, self.denoiser, self.optimizer).step
+        self.saved_step = self.step
+        emit("info", message=f"Going on from step {self.step} of {self.total}.")
+
+
+def load_denoiser(job: Job) -> nn.Module:
+    """The frozen denoiser, with the recipe's training adapter merged in."""
+    denoiser = job.family.load_denoiser(job.base, job.family.experts[0], job.device, job.dtype)
+    section = job.recipe.base_model
+    if section.training_adapter:
+        adapters.merge(denoiser, Path(section.training_adapter), section.training_adapter_strength)
+    return denoiser
+
+
+def memory_gb(device: torch.device) -> float:
+    """Peak memory in 1e9 bytes: of the GPU, or of this process where there is none."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 1e9, 2)
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB on Linux
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 2)

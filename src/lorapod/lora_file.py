@@ -1,0 +1,471 @@
+"""What a LoRA file says and holds: read without torch, and the metadata that lorapod writes into one.
+
+`inspect` reads any of the key layouts in use (ComfyUI, diffusers, kohya) and measures how much each block is changed.
+`metadata_for` makes the header's text entries, `make_reproducible` puts them in a fixed order. The engine writes the
+tensors. Not covered: LoKr, LoHa and other adapters (refused by name), the magnitude of DoRA (norms leave it out), 8-bit
+tensors (listed, not measured).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path, PurePath
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import tomlkit
+
+from lorapod import __version__
+from lorapod.errors import AdapterError
+from lorapod.files import sha256_of, written_whole
+from lorapod.recipe.schema import Recipe
+
+_MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors format
+_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_NUMPY_TYPE = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4"}
+
+_HALF = re.compile(
+    r"(?P<module>.+?)(?:\.lora_|[._]lora\.|\.lora_linear_layer\.)(?P<half>A|B|down|up)(?:\.default)?(?:\.weight)?"
+)
+_PREFIX = re.compile(r"^(base_model\.model\.|diffusion_model\.|transformer\.|unet\.|lora_unet_|lora_transformer_)+")
+_BLOCK = re.compile(r"^(.+?)[._](\d+)(?:[._]|$)")
+LoraLayout = Literal["comfyui", "diffusers", "kohya"]
+"""How the keys are named: `diffusion_model.x.lora_A`, `transformer.x.lora_A` (or bare), `lora_unet_x.lora_down`."""
+
+_OTHER_ADAPTERS = {"lokr_": "LoKr", "hada_": "LoHa", "oft_": "OFT", "glora": "GLoRA", "ia3": "IA3"}
+
+_ARCHITECTURES = {
+    "z_image": "Z-Image",
+    "flux": "flux-1-dev",
+    "sdxl": "stable-diffusion-xl-v1-base",
+    "wan": "wan2.1",
+    "qwen_image": "Qwen-Image",
+}
+"""Family to ModelSpec architecture, as sd-scripts and musubi-tuner (`sai_model_spec.py`) and AI Toolkit write it."""
+
+_FAMILY_KEYS = {
+    "flux": r"^(single_blocks|single_transformer_blocks)[._]\d",
+    "sdxl": r"^((down|up|input|output)_blocks[._]\d|mid_block|middle_block)",
+    "qwen_image": r"^transformer_blocks[._]\d+[._](img|txt)_m",
+    "z_image": r"^(layers[._]\d+[._](attention|feed_forward|adaLN)|(noise|context)_refiner)",
+    "wan": r"^blocks[._]\d+[._](self_attn|cross_attn|attn1|attn2|ffn)",
+}
+"""Family to what only its module names begin with, prefix aside; asked in this order."""
+
+
+@dataclass(frozen=True)
+class LoraModule:
+    """One adapted layer: alpha / rank * B @ A is added to its weight, with A (r, i) and B (o, r).
+
+    Attributes:
+        norm: Frobenius norm of what is added; None where it cannot be measured.
+        problem: Why it cannot be measured.
+    """
+
+    name: str
+    block: str
+    rank: int
+    alpha: float
+    norm: float | None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class LoraInfo:
+    """What a LoRA file says and holds.
+
+    Attributes:
+        size: Bytes.
+        sha256: Of the whole file, as hex.
+        family: Architecture of the base model, from the metadata, else from the module names.
+        base_model_hash: As the trainer wrote it; trainers differ in what they hash.
+        dtypes: Count of tensors of each type, as in `{"BF16": 420}`.
+        recipe: TOML that the LoRA was trained with, where lorapod trained it.
+        warnings: What a person should know before using the file.
+    """
+
+    path: Path
+    size: int
+    sha256: str
+    format: LoraLayout
+    modules: tuple[LoraModule, ...]
+    dtypes: dict[str, int]
+    metadata: dict[str, str]
+    family: str | None = None
+    base_model: str | None = None
+    base_model_hash: str | None = None
+    trigger: str | None = None
+    steps: int | None = None
+    warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def recipe(self) -> str | None:
+        return self.metadata.get("lorapod.recipe")
+
+    @property
+    def ranks(self) -> list[int]:
+        """The different ranks, ascending; most files have one."""
+        return sorted({module.rank for module in self.modules})
+
+    @property
+    def alphas(self) -> list[float]:
+        return sorted({module.alpha for module in self.modules})
+
+    @cached_property
+    def block_norms(self) -> dict[str, float]:
+        """Frobenius norm of what is added to each block, over all its measurable modules, in the order of the model."""
+        squares: dict[str, float] = {}
+        for module in sorted(self.modules, key=lambda m: _natural(m.block)):
+            squares[module.block] = squares.get(module.block, 0.0) + (module.norm or 0.0) ** 2
+        return {block: math.sqrt(square) for block, square in squares.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as plain values that JSON can hold."""
+        return {
+            **asdict(self),
+            "path": str(self.path),
+            "format": self.format,
+            "warnings": list(self.warnings),
+            "recipe": self.recipe,
+            "ranks": self.ranks,
+            "alphas": self.alphas,
+            "modules": [asdict(module) for module in self.modules],
+            "block_norms": self.block_norms,
+        }
+
+
+class _Tensor(NamedTuple):
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+class _Header(NamedTuple):
+    metadata: dict[str, str]
+    tensors: dict[str, _Tensor]
+    length: int  # bytes before the first tensor
+
+
+class _Halves(NamedTuple):
+    down: dict[str, str]  # module to key of A
+    up: dict[str, str]  # module to key of B
+    alphas: dict[str, str]
+    others: list[str]  # keys that are none of these
+
+
+def inspect(path: Path) -> LoraInfo:
+    """Reads and measures a LoRA file.
+
+    The norm of scale * B @ A is taken from the two r x r Gram matrices, so the full product is never made:
+    ||B A||^2 = sum((B^T B) * (A A^T)).
+
+    Raises:
+        AdapterError: There is no such file, it is no safetensors file or cut off, or it holds no LoRA.
+    """
+    header = _read_header(path)
+    halves = _halves(header.tensors)
+    if not halves.down and not halves.up:
+        raise _no_lora(path, list(header.tensors))
+    data = np.memmap(path, dtype=np.uint8, mode="r")
+    declared_alpha = _diffusers_alpha(header.metadata)
+    modules = tuple(
+        _module(name, header.tensors, halves, data, declared_alpha) for name in halves.down if name in halves.up
+    )
+    metadata, names = header.metadata, [*halves.down, *halves.up]
+    family = _family(metadata, names)
+    steps = metadata.get("ss_steps") or metadata.get("ss_max_train_steps") or ""
+    return LoraInfo(
+        path=path,
+        size=path.stat().st_size,
+        sha256=sha256_of(path),
+        format=_format(halves),
+        modules=modules,
+        dtypes=dict(Counter(tensor.dtype for tensor in header.tensors.values())),
+        metadata=dict(sorted(metadata.items())),
+        family=family,
+        base_model=metadata.get("lorapod.base_model") or metadata.get("ss_sd_model_name"),
+        base_model_hash=metadata.get("ss_new_sd_model_hash") or metadata.get("ss_sd_model_hash"),
+        trigger=metadata.get("modelspec.trigger_phrase"),
+        steps=int(steps) if steps.isdigit() else None,
+        warnings=tuple(_warnings(modules, halves, names, family, declared_alpha)),
+    )
+
+
+def metadata_for(
+    recipe: Recipe, *, recipe_text: str, base_model_hash: str, family: str, steps: int, items: int
+) -> dict[str, str]:
+    """The text entries of a LoRA file's header: ModelSpec 1.0.1, what sd-scripts writes (`ss_*`), and the recipe.
+
+    There is no time and no machine in it: two identical trainings give byte-identical files (with `make_reproducible`).
+    For the same reason, and because a LoRA is passed on to others, paths of datasets are cut to their last part and the
+    home folder is written as `~`; reading that recipe back needs `load(..., check_paths=False)`.
+
+    Args:
+        recipe_text: The recipe as resolved, in TOML.
+        steps: Optimizer steps behind the weights in this file, which may be fewer than the recipe asks for.
+        items: Items trained on.
+    """
+    words = list(dict.fromkeys(dataset.trigger_word for dataset in recipe.datasets if dataset.trigger_word))
+    everywhere = all(dataset.trigger_word for dataset in recipe.datasets) and len(words) == 1
+    # Readers sort by this count; how the items are spread over several trigger words is not known here.
+    frequency = dict.fromkeys(words, items if everywhere else 1)
+    side = max(side for dataset in recipe.datasets for side in dataset.resolutions)
+    base_name = PurePath(recipe.base_model.name).name
+    entries: dict[str, object] = {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": f"{_ARCHITECTURES.get(family, family)}/lora",
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": recipe.name,
+        "modelspec.description": recipe.notes,
+        "modelspec.resolution": f"{side}x{side}",
+        "modelspec.prediction_type": "epsilon" if family == "sdxl" else "flow",
+        "modelspec.trigger_phrase": ", ".join(words),
+        "modelspec.usage_hint": f"Trigger: {', '.join(words)}" if words else "",
+        "ss_output_name": recipe.name,
+        "ss_base_model_version": family,
+        "ss_sd_model_name": base_name,
+        "ss_sd_model_hash": base_model_hash,
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": recipe.adapter.rank,
+        "ss_network_alpha": recipe.alpha,
+        "ss_network_dropout": recipe.adapter.dropout,
+        "ss_learning_rate": recipe.optimizer.learning_rate,
+        "ss_optimizer": recipe.optimizer.kind.value,
+        "ss_lr_scheduler": recipe.optimizer.schedule.value,
+        "ss_lr_warmup_steps": recipe.optimizer.warmup_steps,
+        "ss_max_grad_norm": recipe.optimizer.clip_norm,
+        "ss_max_train_steps": recipe.training.steps or steps,
+        "ss_steps": steps,
+        "ss_total_batch_size": recipe.training.batch_size * recipe.training.accumulation,
+        "ss_gradient_accumulation_steps": recipe.training.accumulation,
+        "ss_gradient_checkpointing": recipe.training.gradient_checkpointing,
+        "ss_mixed_precision": recipe.training.precision.value,
+        "ss_seed": recipe.training.seed,
+        "ss_resolution": f"({side}, {side})",
+        "ss_num_train_images": items,
+        "ss_tag_frequency": json.dumps({f"1_{recipe.name}": frequency}, ensure_ascii=False) if words else "",
+        "ss_training_comment": recipe.notes,
+        "lorapod.version": __version__,
+        "lorapod.base_model": base_name,
+        "lorapod.family": family,
+        "lorapod.recipe": _without_folders(recipe_text),
+    }
+    return {key: str(value) for key, value in sorted(entries.items()) if value != ""}
+
+
+def make_reproducible(path: Path) -> None:
+    """Rewrites a safetensors file with its metadata sorted and with `modelspec.hash_sha256` of the tensor bytes.
+
+    safetensors keeps metadata in a hash map, so that each process writes the entries in another order; without this two
+    identical runs would differ in the header.
+
+    Raises:
+        AdapterError: It is no safetensors file or cut off.
+        DiskError: The disk is full or cannot be written.
+    """
+    header = _read_header(path)
+    with path.open("rb") as source, written_whole(path) as temporary:
+        source.seek(header.length)
+        digest = sha256()
+        while piece := source.read(1 << 20):
+            digest.update(piece)
+        metadata = {**header.metadata, "modelspec.hash_sha256": f"0x{digest.hexdigest()}"}
+        entries: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+        for key, tensor in header.tensors.items():
+            offsets = [tensor.start - header.length, tensor.end - header.length]
+            entries[key] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": offsets}
+        text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)  # tensors stay aligned to 8 bytes
+        source.seek(header.length)
+        with temporary.open("wb") as target:
+            target.write(len(text).to_bytes(8, "little") + text)
+            shutil.copyfileobj(source, target, 1 << 20)
+
+
+def _read_header(path: Path) -> _Header:
+    if not path.is_file():
+        raise AdapterError(
+            f"There is no LoRA file at {path}", "", "Check the path; runs keep theirs in their `lora` folder."
+        )
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        text = file.read(length) if size >= 8 and length <= min(size - 8, _MAX_HEADER) else b""
+    try:
+        raw = json.loads(text)
+        metadata = {str(k): str(v) for k, v in raw.pop("__metadata__", {}).items()}
+        tensors = {key: _tensor(spec, 8 + length) for key, spec in raw.items()}
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        cut_off = text == b"" and 8 <= length <= _MAX_HEADER
+        raise AdapterError(
+            f"{path} is not a whole safetensors file",
+            "It ends within its header." if cut_off else "Its header cannot be read.",
+            "Fetch it again; if it is a .pt, .ckpt or .bin file, ask its maker for a safetensors file.",
+        ) from error
+    end = max((tensor.end for tensor in tensors.values()), default=8 + length)
+    if end > size:
+        raise AdapterError(
+            f"{path} is cut off", f"It should be {end:,} bytes long but has {size:,}.", "Fetch or copy it again."
+        )
+    return _Header(metadata, tensors, 8 + length)
+
+
+def _tensor(spec: dict[str, Any], offset: int) -> _Tensor:
+    shape = tuple(int(side) for side in spec["shape"])
+    start, end = (int(at) for at in spec["data_offsets"])
+    item_bytes = _ITEM_BYTES.get(spec["dtype"])
+    if not 0 <= start <= end or (item_bytes and end - start != math.prod(shape) * item_bytes):
+        raise ValueError("offsets do not fit the shape")
+    return _Tensor(spec["dtype"], shape, offset + start, offset + end)
+
+
+def _halves(tensors: Mapping[str, _Tensor]) -> _Halves:
+    found = _Halves({}, {}, {}, [])
+    for key in tensors:
+        if match := _HALF.fullmatch(key):
+            half = found.down if match["half"] in ("A", "down") else found.up
+            half[match["module"]] = key
+        elif key.endswith(".alpha"):
+            found.alphas[key.removesuffix(".alpha")] = key
+        else:
+            found.others.append(key)
+    return found
+
+
+def _module(
+    name: str, tensors: Mapping[str, _Tensor], halves: _Halves, data: Any, declared_alpha: float | None
+) -> LoraModule:
+    down, up = tensors[halves.down[name]], tensors[halves.up[name]]
+    plain = _PREFIX.sub("", name)
+    block = _block_of(plain)
+    rank = down.shape[0] if down.shape else 0
+    if len(down.shape) < 2 or len(up.shape) < 2 or down.shape[0] != up.shape[1] or not rank:
+        return LoraModule(plain, block, rank, float(rank), None, "halves of different ranks")
+    alpha = declared_alpha if declared_alpha is not None else float(rank)
+    stored = _values(tensors[halves.alphas[name]], data) if name in halves.alphas else None
+    if stored is not None and stored.size == 1:
+        alpha = float(stored.reshape(()))
+    a, b = _values(down, data), _values(up, data)
+    if a is None or b is None:
+        return LoraModule(plain, block, rank, alpha, None, f"a type that is not measured here ({down.dtype})")
+    if not (np.isfinite(a).all() and np.isfinite(b).all() and math.isfinite(alpha)):
+        return LoraModule(plain, block, rank, alpha if math.isfinite(alpha) else 0.0, None, "NaN or infinity")
+    # Convolutions are (r, i, kh, kw) and (o, r, 1, 1); flattened they are the same two factors.
+    norm = _product_norm(a.reshape(rank, -1), b.reshape(-1, rank)) * abs(alpha) / rank
+    return LoraModule(plain, block, rank, alpha, norm)
+
+
+def _product_norm(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
+    """Frobenius norm of B @ A for A (r, i) and B (o, r) without making the (o, i) product."""
+    return math.sqrt(max(0.0, float(np.sum((b.T @ b) * (a @ a.T)))))
+
+
+def _values(tensor: _Tensor, data: Any) -> np.ndarray[Any, Any] | None:
+    """The tensor as float64, or None where numpy has no such type."""
+    raw: np.ndarray[Any, Any] = data[tensor.start : tensor.end]
+    if tensor.dtype == "BF16":  # numpy lacks bfloat16: it is the upper half of a float32
+        return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32).astype(np.float64).reshape(tensor.shape)
+    if tensor.dtype not in _NUMPY_TYPE:
+        return None
+    values: np.ndarray[Any, Any] = raw.view(_NUMPY_TYPE[tensor.dtype]).astype(np.float64).reshape(tensor.shape)
+    return values
+
+
+def _warnings(
+    modules: Sequence[LoraModule], halves: _Halves, names: Sequence[str], family: str | None, declared: float | None
+) -> Iterator[str]:
+    if single := sorted(halves.down.keys() ^ halves.up.keys()):
+        yield f"{_some(single)}: only one of the two halves is there, so it has no effect."
+    for problem in dict.fromkeys(module.problem for module in modules if module.problem):
+        yield f"{_some([m.name for m in modules if m.problem == problem])}: {problem}."
+    zero = [module.name for module in modules if module.norm == 0]
+    if zero and len(zero) == len(modules):
+        yield "Every module is zero: the file changes nothing. It was probably saved before the first step."
+    elif zero:
+        yield f"{_some(zero)}: all zero, so untrained."
+    if halves.others:
+        yield f"Keys that belong to no LoRA half: {_some(halves.others)}; norms leave them out."
+    if family == "z_image" and any(name.startswith("lora_unet_") and "attention_to_" in name for name in names):
+        yield "ComfyUI does not load this key layout for Z-Image; it needs `diffusion_model.` keys."
+    if declared is not None and not halves.alphas and any(module.alpha != module.rank for module in modules):
+        yield "Alpha stands only in the metadata, where ComfyUI does not look: its effect differs there."
+
+
+def _no_lora(path: Path, keys: Sequence[str]) -> AdapterError:
+    kind = next((kind for part, kind in _OTHER_ADAPTERS.items() if any(part in key for key in keys)), None)
+    if kind:
+        return AdapterError(f"{path} holds a {kind}, not a LoRA", "", "Only LoRA files can be read so far.")
+    return AdapterError(
+        f"{path} holds no LoRA",
+        f"None of its {len(keys)} keys names a LoRA half; they look like {_some(list(keys))}.",
+        "Give a LoRA file; this may be a whole base model or one of its parts.",
+    )
+
+
+def _family(metadata: Mapping[str, str], names: Sequence[str]) -> str | None:
+    if named := metadata.get("lorapod.family"):
+        return named
+    architecture = metadata.get("modelspec.architecture", "").partition("/")[0].lower()
+    for family, known in _ARCHITECTURES.items():
+        if architecture == known.lower():
+            return family
+    plain = "\n".join(_PREFIX.sub("", name) for name in names)
+    return next((family for family, keys in _FAMILY_KEYS.items() if re.search(keys, plain, re.MULTILINE)), None)
+
+
+def _format(halves: _Halves) -> LoraLayout:
+    keys = [*halves.down.values(), *halves.up.values()]
+    if any(key.startswith("diffusion_model.") for key in keys):
+        return "comfyui"
+    return "kohya" if any(".lora_down." in key or key.startswith("lora_") for key in keys) else "diffusers"
+
+
+def _diffusers_alpha(metadata: Mapping[str, str]) -> float | None:
+    """Alpha from the adapter configuration that diffusers keeps as JSON in the metadata."""
+    try:
+        config = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+    except ValueError:
+        return None
+    found = [v for k, v in config.items() if k.endswith("lora_alpha")] if isinstance(config, dict) else []
+    return float(found[0]) if found and isinstance(found[0], int | float) else None
+
+
+def _block_of(module: str) -> str:
+    """`layers.0` of `layers.0.attention.to_q` or `layers_0_attention_to_q`; the first part where nothing is counted."""
+    match = _BLOCK.match(module)
+    return f"{match[1]}.{match[2]}" if match else module.partition(".")[0]
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _without_folders(recipe_text: str) -> str:
+    """The recipe with the paths of a person's data cut to their last part, and the home folder written as `~`.
+
+    What the LoRA was trained on stays findable on the machine that it was trained on, for sampling with it.
+    """
+    document = tomlkit.parse(recipe_text)
+    base = document.get("base_model", {})
+    for key in ("name", "training_adapter"):
+        if key in base and PurePath(base[key]).is_relative_to(Path.home()):
+            base[key] = str("~" / PurePath(base[key]).relative_to(Path.home()))
+    own = [(document.get("adapter", {}), "continue_from")]
+    own += [(dataset, "path") for dataset in document.get("datasets", [])]
+    for table, key in own:
+        if key in table:
+            table[key] = PurePath(table[key]).name
+    return tomlkit.dumps(document)

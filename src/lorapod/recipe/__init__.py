@@ -1,0 +1,55 @@
+"""The recipe: one TOML file that says all of a training."""
+
+from lorapod.recipe import presets
+from lorapod.recipe.load import load
+from lorapod.recipe.reference import reference_markdown
+from lorapod.recipe.schema import (
+    AdapterKind,
+    AdapterSection,
+    BaseModelSection,
+    DatasetSection,
+    EvaluationSection,
+    LoraFormat,
+    OptimizerKind,
+    OptimizerSection,
+    Precision,
+    PreviewSection,
+    Recipe,
+    SavingSection,
+    ScheduleKind,
+    Section,
+    Targets,
+    TimestepSampling,
+    TrainerName,
+    TrainingSection,
+)
+from lorapod.recipe.starter import new
+from lorapod.recipe.write import differences, digest, dumps
+
+__all__ = [
+    "AdapterKind",
+    "AdapterSection",
+    "BaseModelSection",
+    "DatasetSection",
+    "EvaluationSection",
+    "LoraFormat",
+    "OptimizerKind",
+    "OptimizerSection",
+    "Precision",
+    "PreviewSection",
+    "Recipe",
+    "SavingSection",
+    "ScheduleKind",
+    "Section",
+    "Targets",
+    "TimestepSampling",
+    "TrainerName",
+    "TrainingSection",
+    "differences",
+    "digest",
+    "dumps",
+    "load",
+    "new",
+    "presets",
+    "reference_markdown",
+]

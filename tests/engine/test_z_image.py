@@ -1,0 +1,117 @@
+"""Z-Image's conventions, each against diffusers' own pipeline or an independent computation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lorapod.engine.families import family_named
+from lorapod.engine.families.base import PreviewRequest
+from lorapod.models import BaseModel
+
+CPU, FP32 = torch.device("cpu"), torch.float32
+
+
+@pytest.fixture(scope="module")
+def base(tiny_z_image: Path) -> BaseModel:
+    return BaseModel("tiny", "z_image", tiny_z_image)
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_z_image: Path):
+    from diffusers import ZImagePipeline
+
+    pipe = ZImagePipeline.from_pretrained(tiny_z_image)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_text_embeddings_equal_the_pipelines(base: BaseModel, pipeline) -> None:
+    family = family_named("z_image")
+    captions = ["a red star", "two blue fish and a house on the left, sand background"]
+    encoder = family.load_text_encoder(base, CPU, FP32)
+    ours = family.encode_text(encoder, captions)
+    theirs, _ = pipeline.encode_prompt(captions, do_classifier_free_guidance=False)
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine["tokens"], other, atol=1e-5, rtol=1e-5)
+
+
+def test_loss_equals_an_independent_computation(base: BaseModel, pipeline) -> None:
+    family = family_named("z_image")
+    denoiser = family.load_denoiser(base, family.experts[0], CPU, FP32)
+    generator = torch.Generator().manual_seed(3)
+    latents = torch.randn(2, 16, 1, 8, 8, generator=generator)
+    noise = torch.randn(2, 16, 1, 8, 8, generator=generator)
+    sigma = torch.tensor([0.3, 0.9])
+    texts = [{"tokens": torch.randn(n, 16, generator=generator)} for n in (5, 9)]
+    ours = family.loss(denoiser, latents, noise, sigma, [{}, {}], texts)
+    for i in range(2):  # diffusers' DreamBooth objective for Z-Image, one item at a time: prediction = -model(1 - sigma)
+        noisy = (1.0 - sigma[i]) * latents[i] + sigma[i] * noise[i]
+        timestep = ((1000 - sigma[i] * 1000) / 1000)[None]
+        prediction = -pipeline.transformer([noisy], timestep, [texts[i]["tokens"]], return_dict=False)[0][0]
+        expected = torch.mean((prediction - (noise[i] - latents[i])) ** 2)
+        assert abs(ours[i].item() - expected.item()) < 1e-5
+
+
+def test_a_model_that_knows_the_answer_has_no_loss(base: BaseModel) -> None:
+    family = family_named("z_image")
+    latents, noise = torch.randn(1, 16, 1, 4, 4), torch.randn(1, 16, 1, 4, 4)
+    sigma = torch.tensor([0.7])
+
+    class Oracle(nn.Module):
+        dtype = FP32
+
+        def forward(self, x, t, text, return_dict):
+            # Recovers x0 - noise from the noisy input alone, knowing x0: any wrong sign or time shows.
+            s = 1 - t[0]
+            return ([latents[0] - (x[0] - (1 - s) * latents[0]) / s],)
+
+    loss = family.loss(Oracle(), latents, noise, sigma, [{}], [{"tokens": torch.zeros(1, 16)}])
+    assert loss.item() < 1e-9
+
+
+def test_latents_are_normalised_as_the_vae_says_and_decode_back(base: BaseModel, pipeline) -> None:
+    family = family_named("z_image")
+    vae = family.load_vae(base, CPU, FP32)
+    pixels = torch.rand(1, 3, 1, 64, 48) * 2 - 1
+    entry = family.encode_pixels(vae, pixels)[0]
+    posterior = pipeline.vae.encode(pixels[:, :, 0]).latent_dist
+    torch.testing.assert_close(entry["mean"][:, 0], (posterior.mean[0] - 0.1159) * 0.3611)
+    torch.testing.assert_close(entry["deviation"][:, 0], posterior.std[0] * 0.3611)
+    decoded = family.decode_latents(vae, entry["mean"][None])[:, :, 0]
+    torch.testing.assert_close(decoded, pipeline.vae.decode(posterior.mean).sample, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("guidance", [0.0, 3.0])
+def test_preview_is_the_picture_that_the_pipeline_draws(base: BaseModel, pipeline, guidance: float) -> None:
+    family = family_named("z_image")
+    encoder = family.load_text_encoder(base, CPU, FP32)
+    text, negative = family.encode_text(encoder, ["a red star", ""])
+    denoiser = family.load_denoiser(base, family.experts[0], CPU, FP32).eval()
+    request = PreviewRequest(text, negative, 64, 48, 1, 4, guidance, 11)
+    latents = family.sample(denoiser, base, request)
+    theirs = pipeline(
+        "a red star", width=64, height=48, num_inference_steps=4, guidance_scale=guidance,
+        generator=torch.Generator().manual_seed(11), output_type="latent",
+    ).images  # fmt: skip
+    torch.testing.assert_close(latents[:, 0], theirs[0], atol=1e-4, rtol=1e-4)
+
+
+def test_adapter_targets_match_the_layers_that_their_preset_names(base: BaseModel) -> None:
+    import re
+
+    from lorapod.recipe.schema import Targets
+
+    family = family_named("z_image")
+    denoiser = family.load_denoiser(base, family.experts[0], CPU, FP32)
+    linears = [name for name, module in denoiser.named_modules() if isinstance(module, nn.Linear)]
+    count: Callable[[Targets], int] = lambda t: sum(bool(re.fullmatch(family.targets(t), n)) for n in linears)  # noqa: E731
+    assert count(Targets.ATTENTION) == 2 * 4
+    assert count(Targets.ATTENTION_FEED_FORWARD) == 2 * 7
+    assert count(Targets.ALL) == 4 * 7 + 3  # two layers, two refiners; the context refiner has no modulation
+    assert np.all([not n.startswith("t_embedder") for n in linears if re.fullmatch(family.targets(Targets.ALL), n)])

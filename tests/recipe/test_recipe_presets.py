@@ -1,0 +1,73 @@
+"""Presets, the newcomer's recipe and the reference page."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lorapod import recipe
+from lorapod.errors import RecipeError
+
+Write = Callable[..., Path]
+
+
+def load_with(write: Write, model: str) -> recipe.Recipe:
+    return recipe.load(write(text=write().read_text().replace('"demo"', f'"{model}"')))
+
+
+def test_every_preset_makes_a_recipe_of_three_lines_complete(write: Write):
+    assert recipe.presets.names() == ["demo", "z-image", "z-image-turbo"]
+    assert recipe.presets.families() == ["z_image"]
+    for name in recipe.presets.names():
+        assert load_with(write, name).training.steps
+
+
+def test_turbo_is_previewed_as_it_was_distilled_and_the_base_with_guidance(write: Write):
+    turbo, base = load_with(write, "z-image-turbo"), load_with(write, "z-image")
+    assert (turbo.previews.steps, turbo.previews.guidance) == (9, 0.0)
+    assert (base.previews.steps, base.previews.guidance) == (28, 4.0)
+    assert turbo.optimizer.learning_rate == base.optimizer.learning_rate == 1e-4
+    assert turbo.datasets[0].resolutions == [1024]
+
+
+def test_reading_a_preset_does_not_change_it(write: Write):
+    recipe.load(write("[training]\nepochs = 2\n"))
+    assert recipe.load(write()).training.steps == 300
+
+
+@pytest.mark.parametrize("name", ["demo", "z-image", "z-image-turbo"])
+def test_a_new_recipe_is_valid_short_and_commented(write: Write, tmp_path: Path, name: str):
+    write()
+    text = recipe.new(name, Path("pictures"), "builtin", 'a "cat"'.replace('"', "'"))
+    path = tmp_path / "new.toml"
+    path.write_text(text)
+    found = recipe.load(path)
+    assert (found.name, found.base_model.name) == ("a 'cat'", name)
+    # It says what the preset says, so that reading it without its lines gives the same training.
+    assert recipe.differences(found, load_with(write, name)) == []
+    assert len(text.splitlines()) < 40
+    assert all("#" in line for line in text.splitlines() if "=" in line and "path" not in line)
+
+
+def test_a_new_recipe_takes_its_name_from_the_folder(tmp_path: Path):
+    assert 'name = "my-cats"' in recipe.new("demo", tmp_path / "my:cats")
+
+
+def test_a_new_recipe_is_refused_for_what_does_not_exist(tmp_path: Path):
+    with pytest.raises(RecipeError, match="did you mean `z-image-turbo`"):
+        recipe.new("zimage-turbo", tmp_path)
+    with pytest.raises(RecipeError, match="did you mean `diffusion-pipe`"):
+        recipe.new("demo", tmp_path, "diffusionpipe")
+    with pytest.raises(RecipeError, match="file name"):
+        recipe.new("demo", tmp_path, name="a/b")
+
+
+def test_the_reference_has_every_key_with_type_default_and_description():
+    page = recipe.reference_markdown()
+    for section in recipe.Recipe.model_fields.values():
+        for key, info in getattr(section.annotation, "model_fields", {}).items():
+            assert f"| `{key}` |" in page
+            assert info.description and info.description in page
+    assert "| `rank` | a whole number from 1 to 1024 | `16` |" in page
+    assert "## `[[datasets]]`" in page
+    assert "| `previews.steps` | `16` | `28` | `9` |" in page
