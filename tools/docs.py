@@ -65,7 +65,7 @@ def argument_text(argument: Any) -> str:
 
 def option_text(option: Any) -> str:
     names = ", ".join(f"`{name}`" for name in [*option.opts, *option.secondary_opts])
-    return names if option.is_flag else f"{names} {(option.metavar or option.type.name).upper()}"
+    return names if option.is_flag else f"{names} {(option.metavar or option.name).upper()}"
 
 
 def described(parameter: Any) -> str:

@@ -1,0 +1,118 @@
+"""`lorapod`: the commands, and how errors are shown. Commands are imported when they are run, so that help is quick."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from lorapod import __version__
+from lorapod.errors import LorapodError
+from lorapod.workspace import find_workspace
+
+INTERRUPTED = 130
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("lorapod.cli.demo:demo", "Train a LoRA on the packaged tiny model, on any CPU, in about three minutes."),
+    "train": ("lorapod.cli.train:train", "Train a LoRA from a recipe, or go on with a run."),
+    "recipe": ("lorapod.cli.recipe:app", "Make, show and check recipes."),
+    "dataset": ("lorapod.cli.dataset:app", "Look at a dataset before it is trained on."),
+    "runs": ("lorapod.cli.runs:app", "List, watch and stop runs."),
+    "sample": ("lorapod.cli.sample:sample", "Draw a grid of prompts by strengths with a trained LoRA."),
+    "lora": ("lorapod.cli.lora:app", "Look into LoRA files."),
+}
+"""Name to (module:attribute, short help); the attribute is a Typer application or a plain function."""
+
+
+class LazyGroup(TyperGroup):
+    """A group whose commands are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute = COMMANDS[cmd_name][0].split(":")
+        target = getattr(import_module(module), attribute)
+        if not isinstance(target, typer.Typer):
+            application = typer.Typer(add_completion=False, rich_markup_mode=None)
+            application.command(cmd_name)(target)
+            target = application
+        command = get_command(target)
+        command.name = cmd_name
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+app = typer.Typer(cls=LazyGroup, add_completion=False, no_args_is_help=True, rich_markup_mode=None)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"lorapod {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    workspace: Annotated[
+        Path | None,
+        typer.Option(help="Folder of everything of yours. [default: $NETWORK_VOLUME, /workspace/lorapod or ~/lorapod]"),
+    ] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Train LoRAs for image and video diffusion models: a folder of pictures in, a file for ComfyUI out."""
+    context.obj = find_workspace(workspace)
+
+
+def show_error(error: LorapodError) -> None:
+    """What, why and what to do, on standard error."""
+    typer.secho(f"error: {error.what}", fg="red", bold=True, err=True)
+    for part in (error.why, error.remedy):
+        if part:
+            typer.echo(part, err=True)
+
+
+def run() -> None:
+    """Entry point of the command `lorapod`."""
+    debug = "--debug" in sys.argv
+    command = get_command(app)
+    try:
+        code = command.main(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except LorapodError as error:
+        if debug:
+            raise
+        show_error(error)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        typer.echo("Stopped.", err=True)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # whoever read the output has enough of it, as in `lorapod runs list | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    run()

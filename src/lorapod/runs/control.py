@@ -1,0 +1,125 @@
+"""Starting, resuming and stopping runs, from any process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from lorapod import recipe as recipes
+from lorapod.errors import CheckpointError, RunError, StageFailedError
+from lorapod.events import event
+from lorapod.files import write_text_whole
+from lorapod.models import find_base_model
+from lorapod.recipe import Recipe
+from lorapod.runs.folder import RunFolder, all_runs, create_run
+from lorapod.runs.journal import Journal, state_of, supervisor_of
+from lorapod.trainers import get_trainer
+from lorapod.workspace import Workspace
+
+_START_SECONDS = 30.0
+
+
+def start_run(recipe: Recipe, workspace: Workspace) -> RunFolder:
+    """Makes a run and starts its supervisor, which goes on without this process.
+
+    Raises:
+        RequestError: The trainer or the base model cannot be used; nothing was started.
+        DiskError: The workspace cannot be written.
+    """
+    get_trainer(recipe.trainer)
+    find_base_model(recipe.base_model.name, workspace)
+    run = create_run(recipe, workspace)
+    _spawn(run, workspace, resume=False)
+    return run
+
+
+def resume_run(run: RunFolder, workspace: Workspace, recipe: Recipe | None = None) -> RunFolder:
+    """Goes on with a run from its newest checkpoint, with `recipe` in place of its own where one is given.
+
+    Raises:
+        RunError: It is still going on, or it is done.
+        CheckpointError: `recipe` would train something else.
+    """
+    state = state_of(run)
+    if state.status == "running":
+        raise RunError(
+            f"The run {run.id} is still going on", "", f"Watch it with `lorapod runs attach {run.id}`."
+        )
+    own = run.recipe()
+    if recipe is not None and recipes.digest(recipe) != recipes.digest(own):
+        raise CheckpointError(
+            f"The run {run.id} was trained with another recipe",
+            "These differ: " + ", ".join(recipes.differences(own, recipe)) + ".",
+            "Put them back to resume, or leave out --resume to start a new run.",
+        )
+    changed = recipe is not None and recipes.dumps(recipe) != recipes.dumps(own)
+    if state.status == "done" and not changed:
+        raise RunError(
+            f"The run {run.id} is done",
+            f"It trained all of its {state.total} steps.",
+            "To train further, raise `training.steps` in the recipe and resume with it, or start a new run with "
+            "`adapter.continue_from`.",
+        )
+    if recipe is not None and changed:
+        write_text_whole(run.recipe_file, recipes.dumps(recipe))
+    _spawn(run, workspace, resume=True)
+    return run
+
+
+def newest_run_of(name: str, workspace: Workspace) -> RunFolder:
+    """The newest run of a recipe's name.
+
+    Raises:
+        RunError: There is none.
+    """
+    for run in all_runs(workspace):
+        if run.name == name:
+            return run
+    raise RunError(
+        f"There is no run of {name} to resume", f"{workspace.runs} holds none.", "Leave out --resume to start one."
+    )
+
+
+def stop_run(run: RunFolder, now: bool = False) -> None:
+    """Asks a run to stop after the present step with a checkpoint; `now`: at once, without one.
+
+    Raises:
+        RunError: It is not going on.
+    """
+    supervisor = supervisor_of(run)
+    if supervisor is None:
+        raise RunError(f"The run {run.id} is not going on", f"It is {state_of(run).status}.", "There is nothing to stop.")
+    os.kill(supervisor.pid, signal.SIGINT)
+    if now:
+        time.sleep(0.2)  # two signals at the same instant would count as one
+        os.kill(supervisor.pid, signal.SIGINT)
+
+
+def _spawn(run: RunFolder, workspace: Workspace, resume: bool) -> None:
+    argv = [sys.executable, "-m", "lorapod.runs.supervise", str(run.path), "--workspace", str(workspace.root)]
+    before = run.lock.read_text() if run.lock.exists() else ""
+    with run.log.open("ab") as log:
+        process = subprocess.Popen(
+            argv + (["--resume"] if resume else []),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline:
+        if run.lock.exists() and run.lock.read_text() != before:
+            return
+        if process.poll() is not None:
+            break
+        time.sleep(0.05)
+    process.terminate()
+    last = "\n".join(run.log.read_text(errors="replace").strip().split("\n")[-3:])
+    journal = Journal(run)
+    journal.add(event("error", message="The supervisor did not start", hint=last))
+    journal.add(event("end", status="failed", seconds=0))
+    journal.close()
+    raise StageFailedError("The run's supervisor did not start", last, f"The whole output is in {run.log}.")

@@ -1,0 +1,245 @@
+"""The supervisor: a process of its own that runs a run's stages and outlives the terminal.
+
+    python -m lorapod.runs.supervise RUN --workspace DIR [--resume]
+
+Each stage is a process group of its own. The first SIGINT or SIGTERM asks the stage to stop cleanly (SIGINT); the second
+ends it (SIGTERM, then SIGKILL). On Linux a stage dies with its supervisor even if that is killed with SIGKILL; elsewhere
+it finishes its stage alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import BinaryIO
+
+import psutil
+
+from lorapod.errors import LorapodError, RunError
+from lorapod.events import EndStatus, Event, event, to_line
+from lorapod.files import write_text_whole
+from lorapod.runs.folder import RunFolder
+from lorapod.runs.journal import Journal
+from lorapod.runs.report import write_report
+from lorapod.runs.store import record
+from lorapod.settings import mask_secrets, secret_values
+from lorapod.trainers import Stage, Trainer, get_trainer
+from lorapod.workspace import Workspace
+
+STOPPED_EXIT = 130
+PATIENCE_SECONDS = 600.0
+FORCE_SECONDS = 10.0
+_LONGEST_LINE = 1 << 20
+_PR_SET_PDEATHSIG = 1
+_HINT_LINES = 6
+
+
+class Supervisor:
+    """Runs the stages of one run.
+
+    Args:
+        run: The run folder.
+        trainer: Parses what the stages print.
+        patience_seconds: How long a stage may take to stop cleanly.
+    """
+
+    def __init__(
+        self, run: RunFolder, workspace: Workspace, trainer: Trainer, patience_seconds: float = PATIENCE_SECONDS
+    ) -> None:
+        self.run_folder, self.workspace, self.trainer, self.patience = run, workspace, trainer, patience_seconds
+        self.secrets = secret_values()
+        self.process: subprocess.Popen[bytes] | None = None
+        self.stops_asked = 0
+        self.asked_at = 0.0
+        self.had_error = False
+        self.tail: list[str] = []
+
+    def run(self, stages: Sequence[Stage]) -> EndStatus:
+        """Runs the stages to the end, a failure, or a stop.
+
+        Raises:
+            RunError: Another supervisor has this run.
+        """
+        with self._locked():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, self._on_signal)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            self.journal = Journal(self.run_folder)
+            began, status = time.time(), "done"
+            try:
+                for stage in stages:
+                    status = self._run_stage(stage)
+                    if status != "done":
+                        break
+            except LorapodError as error:
+                self._note(event("error", message=error.what, hint=error.to_hint()))
+                status = "failed"
+            finally:
+                self._note(event("end", status=status, seconds=round(time.time() - began, 1)))
+                self.journal.close()
+            write_report(self.run_folder.path)
+            record(self.run_folder, self.workspace)
+        return status  # type: ignore[return-value]
+
+    def _run_stage(self, stage: Stage) -> str:
+        if self.stops_asked:
+            return "stopped"
+        self.tail, self.had_error = [], False
+        with self.run_folder.log.open("ab", buffering=0) as log:
+            log.write(f"--- {stage.name} {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}\n".encode())
+            try:
+                self.process = subprocess.Popen(
+                    stage.argv,
+                    env=stage.env,
+                    cwd=stage.cwd,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+                )
+            except OSError as error:
+                self._note(event("error", message=f"The stage {stage.name} could not be started", hint=str(error)))
+                return "failed"
+            try:
+                assert self.process.stdout is not None
+                self._read(self.process.stdout.fileno(), log)
+                code = self.process.wait()
+            finally:
+                self._end_group(signal.SIGKILL)  # whatever the stage left behind in its group
+        return self._status_of(stage, code)
+
+    def _read(self, source: int, log: BinaryIO) -> None:
+        """Reads the stage's output until it is closed, without ever waiting longer than a tick."""
+        import select
+
+        pending = b""
+        while True:
+            ready, _, _ = select.select([source], [], [], 0.5)
+            self._hurry()
+            if not ready:
+                if self.process and self.process.poll() is not None:
+                    break  # a grandchild may hold the pipe open; the stage itself is over
+                continue
+            data = os.read(source, 1 << 16)
+            if not data:
+                break
+            pending += data
+            *lines, pending = pending.split(b"\n")
+            for line in lines:
+                self._take(line, log)
+            if len(pending) > _LONGEST_LINE:
+                self._take(pending, log)
+                pending = b""
+        if pending:
+            self._take(pending, log)
+
+    def _take(self, line: bytes, log: BinaryIO) -> None:
+        text = line.decode("utf-8", errors="replace").rstrip("\r")
+        found = self.trainer.parse(text)
+        if found:
+            self._note(found)
+            return
+        text = mask_secrets(text.rsplit("\r", 1)[-1], self.secrets)
+        log.write(text.encode() + b"\n")
+        if text.strip():
+            self.tail = [*self.tail, text.strip()][-_HINT_LINES:]
+
+    def _note(self, item: Event) -> None:
+        line = mask_secrets(to_line(item), self.secrets)
+        self.had_error = self.had_error or item["type"] == "error"
+        self.journal.add(json.loads(line))
+
+    def _status_of(self, stage: Stage, code: int) -> str:
+        if self.stops_asked and (code in (STOPPED_EXIT, -signal.SIGTERM, -signal.SIGKILL, -signal.SIGINT)):
+            return "stopped"
+        if code == 0:
+            return "stopped" if self.stops_asked and stage.name != "train" else "done"
+        if code == STOPPED_EXIT:
+            return "stopped"
+        if not self.had_error:
+            self._note(event("error", message=_what_happened(stage, code), hint=self._hint(code)))
+        return "failed"
+
+    def _hint(self, code: int) -> str:
+        if code == -signal.SIGKILL:
+            return (
+                "The machine most likely ran out of memory and the system ended it. Use a smaller batch or resolution, "
+                "then resume."
+            )
+        last = " | ".join(self.tail)
+        return f"Its last words: {last}. The whole output is in log.txt." if last else "It printed nothing."
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.stops_asked += 1
+        self.asked_at = time.monotonic()
+        self._end_group(signal.SIGINT if self.stops_asked == 1 else signal.SIGTERM)
+
+    def _hurry(self) -> None:
+        """Ends a stage that was asked to stop and does not."""
+        if not self.stops_asked:
+            return
+        waited = time.monotonic() - self.asked_at
+        if waited > (self.patience if self.stops_asked == 1 else FORCE_SECONDS):
+            self._end_group(signal.SIGKILL)
+
+    def _end_group(self, number: signal.Signals) -> None:
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, number)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        with (self.run_folder.path / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RunError(
+                    f"The run {self.run_folder.id} is already going on",
+                    "Another process supervises it.",
+                    f"Watch it with `lorapod runs attach {self.run_folder.id}`.",
+                ) from error
+            me = psutil.Process()
+            write_text_whole(self.run_folder.lock, json.dumps({"pid": me.pid, "created": me.create_time()}))
+            yield
+
+
+def _die_with_parent() -> None:
+    """Asks Linux to kill this process when its parent dies (prctl(2), PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _what_happened(stage: Stage, code: int) -> str:
+    if code < 0:
+        return f"The stage {stage.name} was ended by {signal.Signals(-code).name}"
+    return f"The stage {stage.name} failed with exit status {code}"
+
+
+def main() -> int:
+    """The supervisor's command line; its own failures end up in the run's log."""
+    parser = argparse.ArgumentParser(prog="python -m lorapod.runs.supervise", description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--workspace", type=Path, required=True)
+    parser.add_argument("--resume", action="store_true")
+    arguments = parser.parse_args()
+    run, workspace = RunFolder(arguments.run), Workspace(arguments.workspace)
+    recipe = run.recipe()
+    trainer = get_trainer(recipe.trainer)
+    stages = trainer.plan(recipe, run.path, workspace, arguments.resume)
+    status = Supervisor(run, workspace, trainer).run(stages)
+    return {"done": 0, "stopped": STOPPED_EXIT}.get(status, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,26 @@
+"""Trainers: from a recipe to processes, from their output to events."""
+
+from __future__ import annotations
+
+from lorapod.errors import RequestError
+from lorapod.recipe import TrainerName
+from lorapod.trainers.base import Stage, Trainer
+from lorapod.trainers.builtin import BuiltinTrainer
+
+
+def get_trainer(name: TrainerName) -> Trainer:
+    """The trainer of that name.
+
+    Raises:
+        RequestError: This version cannot run it yet.
+    """
+    if name is TrainerName.BUILTIN:
+        return BuiltinTrainer()
+    raise RequestError(
+        f"The trainer {name.value} cannot be run yet",
+        "This version trains with the built-in engine only.",
+        'Set `trainer = "builtin"`, or leave it out.',
+    )
+
+
+__all__ = ["BuiltinTrainer", "Stage", "Trainer", "get_trainer"]
