@@ -64,13 +64,18 @@ def main() -> None:
     }  # fmt: skip
     print(json.dumps(result))
     verdict = "within" if result["ratio_median"] <= LIMIT else "over"
-    print(f"The engine's step takes {result['ratio_median']:.3f} times the bare loop's: {verdict} the limit of {LIMIT}.")
+    print(
+        f"The engine's step takes {result['ratio_median']:.3f} times the bare loop's: {verdict} the limit of {LIMIT}."
+    )
 
 
 def measure(folder: Path, args: argparse.Namespace) -> tuple[list[float], float, float]:
     """Ratio of each round, and the median seconds a step of the engine and of the bare loop."""
     total = args.rounds * args.steps
-    engine, plain = build(folder / "engine", args.model, args.batch, total), build(folder / "bare", args.model, args.batch, total)
+    engine, plain = (
+        build(folder / "engine", args.model, args.batch, total),
+        build(folder / "bare", args.model, args.batch, total),
+    )
     ready = [plain.batches.read(n).to(plain.job.device) for n in range(args.steps)]
     plain.denoiser.train()
 

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from lorapod import recipe as recipes
 
-SHIM_TRANSFORMS = '''
+SHIM_TRANSFORMS = """
 from enum import Enum
 import random
 class InterpolationMode(Enum):
@@ -36,8 +36,8 @@ class RandomCrop:
     def get_params(image, output_size):
         h, w = output_size
         return random.randint(0, image.height - h), random.randint(0, image.width - w), h, w
-'''
-SHIM_FUNCTIONAL = '''
+"""
+SHIM_FUNCTIONAL = """
 import numpy as np
 import torch
 def resize(image, size, interpolation=None):
@@ -51,7 +51,7 @@ def to_tensor(image):
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 def normalize(tensor, mean, std):
     return (tensor - mean[0]) / std[0]
-'''
+"""
 
 
 def stand_in(folder: Path) -> Path:
@@ -110,9 +110,7 @@ def timed(argv: list[str], environment: dict[str, str]) -> float:
     return time.perf_counter() - began
 
 
-def run_ours(
-    folder: Path, pictures: Path, demo: Path, args: argparse.Namespace, environment: dict[str, str]
-) -> float:
+def run_ours(folder: Path, pictures: Path, demo: Path, args: argparse.Namespace, environment: dict[str, str]) -> float:
     folder.mkdir()
     text = (
         f'name = "peer"\n[base_model]\nname = "{demo / "model"}"\n[[datasets]]\npath = "{pictures}"\n'

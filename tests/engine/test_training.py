@@ -28,7 +28,9 @@ def run_folder(recipe_file: Path, at: Path, overrides: list[str] | None = None) 
     return at
 
 
-def engine(*arguments: str | Path, program: tuple[str, ...] = ("-m", "lorapod.engine")) -> subprocess.CompletedProcess[str]:
+def engine(
+    *arguments: str | Path, program: tuple[str, ...] = ("-m", "lorapod.engine")
+) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, *program, *map(str, arguments)]
     return subprocess.run(argv, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
 
@@ -106,7 +108,9 @@ def test_resume_after_kill_gives_a_byte_identical_lora(
     program = (str(KILLED), where, str(nth))
     stages = ("cache",) if where == "cache" else ("cache", "train")
     for stage in stages:
-        ended = engine(stage, broken, "--workspace", other, program=program if stage == stages[-1] else ("-m", "lorapod.engine"))
+        ended = engine(
+            stage, broken, "--workspace", other, program=program if stage == stages[-1] else ("-m", "lorapod.engine")
+        )
     assert ended.returncode == -signal.SIGKILL
     assert not list(broken.glob("lora/*.safetensors"))
     ended = train(broken, other, resume=True)
@@ -162,7 +166,9 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_says_what_to_change(
     recipe_file: Callable[..., Path], workspace: Path
 ) -> None:
     recipe = recipe_file("[optimizer]\nlearning_rate = 9.0\nwarmup_steps = 0\nclip_norm = 0")
-    run = run_folder(recipe, workspace / "run", ["training.steps=400", "evaluation.every=0", "saving.checkpoint_every=1"])
+    run = run_folder(
+        recipe, workspace / "run", ["training.steps=400", "evaluation.every=0", "saving.checkpoint_every=1"]
+    )
     ended = train(run, workspace)
     assert ended.returncode == 1
     (error,) = events(ended, "error")
@@ -193,7 +199,9 @@ def test_a_damaged_checkpoint_is_named(recipe_file: Callable[..., Path], workspa
     assert newest.name in events(ended, "error")[0]["message"]
 
 
-@pytest.mark.parametrize(("change", "words"), [("adapter.rank=8", "adapter.rank = 4"), ("adapter.targets='attention'", "targets")])
+@pytest.mark.parametrize(
+    ("change", "words"), [("adapter.rank=8", "adapter.rank = 4"), ("adapter.targets='attention'", "targets")]
+)
 def test_a_lora_that_does_not_fit_is_not_continued_from(
     recipe_file: Callable[..., Path], workspace: Path, change: str, words: str
 ) -> None:
@@ -239,7 +247,9 @@ def test_a_training_adapter_is_merged_before_and_left_out_of_the_result(
         assert file.get_tensor(f"{key}.lora_B.weight").abs().max() < 0.1  # four small steps, not the merged adapter
 
 
-def test_no_space_left_is_a_clear_error_and_keeps_what_was_done(recipe_file: Callable[..., Path], workspace: Path) -> None:
+def test_no_space_left_is_a_clear_error_and_keeps_what_was_done(
+    recipe_file: Callable[..., Path], workspace: Path
+) -> None:
     run = run_folder(recipe_file(), workspace / "run")
     assert engine("cache", run, "--workspace", workspace).returncode == 0
     (run / "checkpoints").symlink_to("/dev/full/nowhere")
@@ -251,6 +261,7 @@ def test_no_space_left_is_a_clear_error_and_keeps_what_was_done(recipe_file: Cal
 def test_two_runs_of_one_recipe_report_the_same_losses(recipe_file: Callable[..., Path], workspace: Path) -> None:
     recipe = recipe_file()
     losses = [
-        [s["loss"] for s in events(train(run_folder(recipe, workspace / name), workspace), "step")] for name in ("a", "b")
+        [s["loss"] for s in events(train(run_folder(recipe, workspace / name), workspace), "step")]
+        for name in ("a", "b")
     ]
     assert losses[0] == losses[1]

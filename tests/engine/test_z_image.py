@@ -50,7 +50,9 @@ def test_loss_equals_an_independent_computation(base: BaseModel, pipeline) -> No
     sigma = torch.tensor([0.3, 0.9])
     texts = [{"tokens": torch.randn(n, 16, generator=generator)} for n in (5, 9)]
     ours = family.loss(denoiser, latents, noise, sigma, [{}, {}], texts)
-    for i in range(2):  # diffusers' DreamBooth objective for Z-Image, one item at a time: prediction = -model(1 - sigma)
+    for i in range(
+        2
+    ):  # diffusers' DreamBooth objective for Z-Image, one item at a time: prediction = -model(1 - sigma)
         noisy = (1.0 - sigma[i]) * latents[i] + sigma[i] * noise[i]
         timestep = ((1000 - sigma[i] * 1000) / 1000)[None]
         prediction = -pipeline.transformer([noisy], timestep, [texts[i]["tokens"]], return_dict=False)[0][0]

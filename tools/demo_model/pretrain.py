@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
-
 from world import draw, random_doodle, random_scene
 
 SIZES = [(128, 128)] * 4 + [(112, 144), (144, 112), (96, 160), (160, 96)]
@@ -34,22 +33,22 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-VAE_CONFIG = dict(
-    in_channels=3, out_channels=3,
-    down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4,
-    block_out_channels=[32, 32, 64, 96], layers_per_block=1, latent_channels=16, norm_num_groups=16,
-    sample_size=128, scaling_factor=1.0, shift_factor=0.0, use_quant_conv=False, use_post_quant_conv=False,
-    mid_block_add_attention=False, force_upcast=False,
-)  # fmt: skip
-TRANSFORMER_CONFIG = dict(
-    all_patch_size=(2,), all_f_patch_size=(1,), in_channels=16, dim=192, n_layers=5, n_refiner_layers=1, n_heads=6,
-    n_kv_heads=6, norm_eps=1e-5, qk_norm=True, cap_feat_dim=128, rope_theta=256.0, t_scale=1000.0,
-    axes_dims=[8, 12, 12], axes_lens=[256, 64, 64],
-)  # fmt: skip
-TEXT_CONFIG = dict(
-    hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=4,
-    head_dim=32, max_position_embeddings=640, tie_word_embeddings=True,
-)  # fmt: skip
+VAE_CONFIG = {
+    "in_channels": 3, "out_channels": 3,
+    "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "block_out_channels": [32, 32, 64, 96], "layers_per_block": 1, "latent_channels": 16, "norm_num_groups": 16,
+    "sample_size": 128, "scaling_factor": 1.0, "shift_factor": 0.0, "use_quant_conv": False, "use_post_quant_conv": False,
+    "mid_block_add_attention": False, "force_upcast": False,
+}  # fmt: skip
+TRANSFORMER_CONFIG = {
+    "all_patch_size": (2,), "all_f_patch_size": (1,), "in_channels": 16, "dim": 192, "n_layers": 5, "n_refiner_layers": 1, "n_heads": 6,
+    "n_kv_heads": 6, "norm_eps": 1e-5, "qk_norm": True, "cap_feat_dim": 128, "rope_theta": 256.0, "t_scale": 1000.0,
+    "axes_dims": [8, 12, 12], "axes_lens": [256, 64, 64],
+}  # fmt: skip
+TEXT_CONFIG = {
+    "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4,
+    "head_dim": 32, "max_position_embeddings": 640, "tie_word_embeddings": True,
+}  # fmt: skip
 
 
 def chat(caption: str) -> str:
@@ -92,7 +91,7 @@ def to_tensor(picture: Image.Image) -> Tensor:
     return torch.from_numpy(np.asarray(picture, dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1  # (3, h, w)
 
 
-# -- the VAE ------------------------------------------------------------------------------------------------------------
+# --- the VAE ---
 
 
 def train_vae(work: Path, minutes: float) -> None:
@@ -141,7 +140,7 @@ def train_vae(work: Path, minutes: float) -> None:
     vae.save_pretrained(work / "vae")
 
 
-# -- encoded pictures ---------------------------------------------------------------------------------------------------
+# --- encoded pictures ---
 
 
 @torch.no_grad()
@@ -168,12 +167,14 @@ def encode_world(work: Path, count: int) -> None:
     config = json.loads((work / "vae/config.json").read_text())
     config |= {"scaling_factor": round(scale, 5), "shift_factor": round(shift, 5)}
     (work / "vae/config.json").write_text(json.dumps(config, indent=2))
-    saved = {size: (((torch.cat(x).float() - shift) * scale).half(), captions) for size, (x, captions) in groups.items()}
+    saved = {
+        size: (((torch.cat(x).float() - shift) * scale).half(), captions) for size, (x, captions) in groups.items()
+    }
     torch.save(saved, work / "latents.pt")
     print(f"scale {scale:.4f} shift {shift:.4f}", flush=True)
 
 
-# -- text encoder and transformer ---------------------------------------------------------------------------------------
+# --- text encoder and transformer ---
 
 
 class Joint(nn.Module):
@@ -267,7 +268,9 @@ def train_base(work: Path, minutes: float, batch: int, peak: float) -> None:
     joint = Joint(*build_modules(tokenizer.get_vocab_size()))
     for module in (joint.transformer, joint.text_encoder):
         print(f"{type(module).__name__} {sum(p.numel() for p in module.parameters()) / 1e6:.2f} M", flush=True)
-    trained = [p for n, p in joint.named_parameters() if not n.startswith(("text_encoder.layers.2", "text_encoder.norm"))]
+    trained = [
+        p for n, p in joint.named_parameters() if not n.startswith(("text_encoder.layers.2", "text_encoder.norm"))
+    ]
     optimizer = torch.optim.AdamW(trained, lr=peak, betas=(0.9, 0.98), weight_decay=0.01)
     ema = {k: v.clone() for k, v in joint.state_dict().items()}
     step, spent, smooth = 0, 0.0, 0.0
@@ -326,7 +329,7 @@ def train_base(work: Path, minutes: float, batch: int, peak: float) -> None:
             saved = now
 
 
-# -- the folder ---------------------------------------------------------------------------------------------------------
+# --- the folder ---
 
 
 def save(work: Path, out: Path) -> None:

@@ -220,7 +220,7 @@ class Group:
         named = self.kind == "momo" and self.count == 1 and not self.size
         adjectives = [a for a in (self.size, self.colour) if a]
         article = COUNTS[self.count]
-        if article == "a" and (adjectives + [noun])[0][0] in "aeiou":
+        if article == "a" and ([*adjectives, noun])[0][0] in "aeiou":
             article = "an"
         words = ([] if named else [article]) + adjectives + [noun]
         if with_place and self.place:
@@ -327,7 +327,9 @@ def random_doodle(width: int, height: int, rng: random.Random) -> Image.Image:
         elif roll < 0.85:
             n = rng.randint(3, 6)
             turn = rng.uniform(0, 6.3)
-            points = [(x + r * math.cos(turn + 6.283 * i / n), y + r * math.sin(turn + 6.283 * i / n)) for i in range(n)]
+            points = [
+                (x + r * math.cos(turn + 6.283 * i / n), y + r * math.sin(turn + 6.283 * i / n)) for i in range(n)
+            ]
             pen.polygon(points, colour())
         else:
             pen.line([x, y, x + rng.uniform(-r, r) * 2, y + rng.uniform(-r, r) * 2], colour(), width=rng.randint(2, 8))

@@ -86,7 +86,9 @@ class _View:
             self.bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
         if self.console.is_terminal:
             self.bar.stop()
 
@@ -101,14 +103,16 @@ class _View:
             self.phase, self.phase_began = event["name"], event["t"]
             self._bar(event["name"], 0, event.get("total"), "")
         elif kind == "progress":
-            self._bar(event["stage"], event["done"], event["total"], f"{event['done']}/{event['total']} {event['unit']}")
+            self._bar(
+                event["stage"], event["done"], event["total"], f"{event['done']}/{event['total']} {event['unit']}"
+            )
         elif kind == "step":
             self._bar("train", state.step, state.total, self._facts(state))
         elif kind == "warning":
             self.say(f"warning: {event['message']} {event.get('hint', '')}".rstrip(), "yellow")
         elif kind == "info":
             self.say(event["message"])
-        elif kind == "eval" and event["step"] in (0, state.total) or kind == "lora":
+        elif (kind == "eval" and event["step"] in (0, state.total)) or kind == "lora":
             self._note(event, state)
         elif kind == "end":
             self._end_phase(event["t"])
@@ -157,7 +161,7 @@ def finish(run: RunFolder, status: str, console: Console, pictures: Path | None 
         if pictures:
             line("Grid", pictures)
         line("Report", run.report)
-        line("Next", f"lorapod sample {run.id} --prompt \"...\"   or copy the LoRA to ComfyUI's models/loras")
+        line("Next", f'lorapod sample {run.id} --prompt "..."   or copy the LoRA to ComfyUI\'s models/loras')
         return
     if status in ("stopped", "interrupted"):
         kept = f"at step {state.step} of {state.total}" if state.checkpoints else "before the first checkpoint"

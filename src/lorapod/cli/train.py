@@ -15,7 +15,8 @@ def train(
     context: typer.Context,
     recipe: Annotated[Path | None, typer.Argument(help="The recipe, a TOML file.", show_default=False)] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe, as in adapter.rank=32.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe, as in adapter.rank=32."),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the newest run of the recipe, or with the run named by --run.")
@@ -48,7 +49,9 @@ def train(
             )
         started = start_run(loaded, workspace)
     else:
-        wanted = find_run(reference, workspace) if reference or loaded is None else newest_run_of(loaded.name, workspace)
+        wanted = (
+            find_run(reference, workspace) if reference or loaded is None else newest_run_of(loaded.name, workspace)
+        )
         started = resume_run(wanted, workspace, loaded)
     console.print(f"Run {started.id} of {started.name}: {started.path}", soft_wrap=True)
     if detach:

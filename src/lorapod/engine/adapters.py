@@ -108,14 +108,18 @@ def read_lora(path: Path) -> tuple[dict[str, Tensor], dict[str, float]]:
     try:
         raw = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise AdapterError(f"Cannot read the LoRA {path}", str(error), "Check the path, or copy the file again.") from error
+        raise AdapterError(
+            f"Cannot read the LoRA {path}", str(error), "Check the path, or copy the file again."
+        ) from error
     tensors: dict[str, Tensor] = {}
     alphas: dict[str, float] = {}
     for key, value in raw.items():
         match = _KEY.match(key)
         if match is None:
             raise AdapterError(
-                f"{path.name} is not a LoRA that lorapod can use", f"It holds the key {key}.", "Give a LoRA of this family."
+                f"{path.name} is not a LoRA that lorapod can use",
+                f"It holds the key {key}.",
+                "Give a LoRA of this family.",
             )
         if match["alpha"]:
             alphas[match["module"]] = float(value)
@@ -175,7 +179,7 @@ def add_lora_file(denoiser: nn.Module, path: Path) -> None:
     for module, rank in ranks.items():
         layer, up = modules.get(module), tensors.get(f"{module}.B")
         expected = (up.shape[0], tensors[f"{module}.A"].shape[1]) if up is not None else None
-        if not isinstance(layer, nn.Linear) or layer.weight.shape != expected or up.shape[1] != rank:
+        if not isinstance(layer, nn.Linear) or up is None or layer.weight.shape != expected or up.shape[1] != rank:
             raise AdapterError(
                 f"The LoRA {path.name} does not fit the base model",
                 f"The base model has no linear layer {module} of the shape that the file has.",

@@ -38,13 +38,16 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         if device.type == "cpu":
             return self
-        move = lambda c: {k: v.to(device, non_blocking=True) for k, v in c.items()}  # noqa: E731
+
+        def move(conditions: Conditions) -> Conditions:
+            return {name: value.to(device, non_blocking=True) for name, value in conditions.items()}
+
         return Batch(
             self.latents.to(device, non_blocking=True),
             self.noise.to(device, non_blocking=True),
             self.noise_level.to(device, non_blocking=True),
-            [move(i) for i in self.items],
-            [move(t) for t in self.texts],
+            [move(item) for item in self.items],
+            [move(text) for text in self.texts],
         )
 
 
@@ -86,9 +89,7 @@ class Batches:
         entries = [self.latents(item) for item in chosen]
         latents = torch.stack([e["mean"] + e["deviation"] * _normal(e["mean"], generator) for e in entries])
         noise = _normal(latents, generator)
-        levels = draw_levels(
-            len(chosen), self.recipe.timestep_sampling, self.recipe.timestep_shift, generator
-        )
+        levels = draw_levels(len(chosen), self.recipe.timestep_sampling, self.recipe.timestep_shift, generator)
         texts = [self.text(self._caption(item, epoch, generator)) for item in chosen]
         return Batch(latents, noise, levels, entries, texts)
 

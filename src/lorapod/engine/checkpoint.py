@@ -49,7 +49,9 @@ def save_checkpoint(
     Raises:
         DiskError: No space; older checkpoints are then still there.
     """
-    tensors = {f"adapter.{name}": value.detach().cpu().contiguous() for name, value in adapter_tensors(denoiser).items()}
+    tensors = {
+        f"adapter.{name}": value.detach().cpu().contiguous() for name, value in adapter_tensors(denoiser).items()
+    }
     state = optimizer.state_dict()
     plain: dict[str, dict[str, Any]] = {}
     for index, values in state["state"].items():

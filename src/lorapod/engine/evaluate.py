@@ -36,7 +36,7 @@ class Evaluation:
         u = (torch.arange(count, dtype=torch.float64) + 0.5) / count
         levels = from_quantiles(u, training.timestep_sampling, training.timestep_shift).float()
         entry, text = source.latents(item), source.text(item.captions[0])
-        generator = generator_for("evaluation", self.job.content_hash(item.item.path), list(item.placement.resize_to))
+        generator = generator_for("evaluation", item.item.sha256, list(item.placement.resize_to))
         latents = entry["mean"].expand(count, *entry["mean"].shape)
         noise = torch.randn(latents.shape, generator=generator)
         return Batch(latents, noise, levels, [entry] * count, [text] * count)

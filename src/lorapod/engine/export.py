@@ -40,7 +40,15 @@ def lora_tensors(denoiser: nn.Module, family: Family, recipe: Recipe, format: Lo
 
 
 def write_lora(
-    folder: Path, denoiser: nn.Module, family: Family, base: BaseModel, recipe: Recipe, *, step: int, final: bool, items: int
+    folder: Path,
+    denoiser: nn.Module,
+    family: Family,
+    base: BaseModel,
+    recipe: Recipe,
+    *,
+    step: int,
+    final: bool,
+    items: int,
 ) -> list[tuple[Path, LoraFormat]]:
     """Writes one file a format of the recipe; a file of a step in between has the step in its name.
 

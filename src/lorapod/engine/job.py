@@ -13,7 +13,6 @@ from lorapod import recipe as recipes
 from lorapod.data import DataPlan, Geometry, TrainItem, load_picture, plan_datasets
 from lorapod.engine.cache import Cache
 from lorapod.engine.families import Family, family_named
-from lorapod.files import sha256_of
 from lorapod.models import BaseModel, find_base_model
 from lorapod.recipe import Recipe
 from lorapod.recipe.schema import Precision
@@ -46,7 +45,9 @@ class Job:
 
     @cached_property
     def data(self) -> DataPlan:
-        return plan_datasets(self.recipe.datasets, Geometry(divisor=self.family.pixel_divisor), self.recipe.training.seed)
+        return plan_datasets(
+            self.recipe.datasets, Geometry(divisor=self.family.pixel_divisor), self.recipe.training.seed
+        )
 
     @cached_property
     def device(self) -> torch.device:
@@ -73,19 +74,7 @@ class Job:
     def latents_key(self, item: TrainItem) -> str:
         """Depends on the file's bytes and on how it is resized and cropped, not on its name."""
         place = item.placement
-        return self.latents_cache.key(
-            file=self.content_hash(item.item.path), resize=list(place.resize_to), crop=list(place.crop)
-        )
-
-    @cached_property
-    def _hashes(self) -> dict[Path, str]:
-        return {}
-
-    def content_hash(self, path: Path) -> str:
-        """SHA-256 of a file, read once a process."""
-        if path not in self._hashes:
-            self._hashes[path] = sha256_of(path)
-        return self._hashes[path]
+        return self.latents_cache.key(file=item.item.sha256, resize=list(place.resize_to), crop=list(place.crop))
 
     def items(self) -> list[TrainItem]:
         """Items to train on and items held out."""

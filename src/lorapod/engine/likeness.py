@@ -39,4 +39,4 @@ def _windows(latents: Tensor) -> tuple[Tensor, Tensor]:
 def _similarity(a: Tensor, a_weights: Tensor, b: Tensor, b_weights: Tensor) -> float:
     cosine = a @ b.T
     both = (cosine.max(1).values * a_weights).sum() + (cosine.max(0).values * b_weights).sum()
-    return torch.clamp(both / 2, 0, 1).item()
+    return float(torch.clamp(both / 2, 0, 1))

@@ -178,7 +178,14 @@ class Training:
         items = len({item.item.path for item in self.job.data.train})
         with weights_for_use(self.optimizer):
             written = write_lora(
-                folder, self.denoiser, self.job.family, self.job.base, self.recipe, step=self.step, final=final, items=items
+                folder,
+                self.denoiser,
+                self.job.family,
+                self.job.base,
+                self.recipe,
+                step=self.step,
+                final=final,
+                items=items,
             )
         for path, format in written:
             relative = str(path.relative_to(self.job.folder))
@@ -216,6 +223,6 @@ def load_denoiser(job: Job) -> nn.Module:
 def memory_gb(device: torch.device) -> float:
     """Peak memory in 1e9 bytes: of the GPU, or of this process where there is none."""
     if device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated(device) / 1e9, 2)
+        return round(float(torch.cuda.max_memory_allocated(device)) / 1e9, 2)
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB on Linux
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 2)

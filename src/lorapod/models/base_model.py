@@ -101,7 +101,9 @@ def _not_there(name: str, entry: Entry | None, folder: Path) -> BaseModelError:
             f"It is looked for in {folder}.",
             f"Fetch it with: hf download {entry.hub} --local-dir {folder}",
         )
-    return BaseModelError(f"There is no base model at {folder}", "The folder does not exist.", "Check `base_model.name`.")
+    return BaseModelError(
+        f"There is no base model at {folder}", "The folder does not exist.", "Check `base_model.name`."
+    )
 
 
 def _check(folder: Path) -> str:
@@ -120,7 +122,9 @@ def _check(folder: Path) -> str:
         known = _OTHER_PIPELINES.get(str(pipeline))
         raise BaseModelError(
             f"The base model in {folder} cannot be trained by the built-in engine",
-            f"It is of the family {known}." if known else f"Its pipeline class is {pipeline}, which lorapod does not know.",
+            f"It is of the family {known}."
+            if known
+            else f"Its pipeline class is {pipeline}, which lorapod does not know.",
             f"Use a base model of one of these families: {', '.join(sorted(set(FAMILY_OF_PIPELINE.values())))}.",
         )
     missing = [part for part, spec in _components(index) for part in _missing(folder, part, spec)]

@@ -45,9 +45,7 @@ def resume_run(run: RunFolder, workspace: Workspace, recipe: Recipe | None = Non
     """
     state = state_of(run)
     if state.status == "running":
-        raise RunError(
-            f"The run {run.id} is still going on", "", f"Watch it with `lorapod runs attach {run.id}`."
-        )
+        raise RunError(f"The run {run.id} is still going on", "", f"Watch it with `lorapod runs attach {run.id}`.")
     own = run.recipe()
     if recipe is not None and recipes.digest(recipe) != recipes.digest(own):
         raise CheckpointError(
@@ -91,7 +89,9 @@ def stop_run(run: RunFolder, now: bool = False) -> None:
     """
     supervisor = supervisor_of(run)
     if supervisor is None:
-        raise RunError(f"The run {run.id} is not going on", f"It is {state_of(run).status}.", "There is nothing to stop.")
+        raise RunError(
+            f"The run {run.id} is not going on", f"It is {state_of(run).status}.", "There is nothing to stop."
+        )
     os.kill(supervisor.pid, signal.SIGINT)
     if now:
         time.sleep(0.2)  # two signals at the same instant would count as one

@@ -66,7 +66,18 @@ def list_runs(workspace: Workspace) -> list[RunRow]:
 
 
 def _put(store: sqlite3.Connection, row: RunRow) -> None:
-    values = (row.path, row.id, row.name, row.base_model, row.status, row.step, row.total, row.loss, row.started, row.ended)
+    values = (
+        row.path,
+        row.id,
+        row.name,
+        row.base_model,
+        row.status,
+        row.step,
+        row.total,
+        row.loss,
+        row.started,
+        row.ended,
+    )
     store.execute("INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
 
 
@@ -78,7 +89,16 @@ def _row_of(run: RunFolder) -> RunRow:
         base_model = "?"
     loss = state.smooth_loss
     return RunRow(
-        str(run.path), run.id, run.name, base_model, state.status, state.step, state.total, loss, state.started, state.ended
+        str(run.path),
+        run.id,
+        run.name,
+        base_model,
+        state.status,
+        state.step,
+        state.total,
+        loss,
+        state.started,
+        state.ended,
     )
 
 

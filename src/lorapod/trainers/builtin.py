@@ -8,9 +8,8 @@ from pathlib import Path
 
 from lorapod.events import PREFIX, Event, from_line
 from lorapod.recipe import Recipe
-from lorapod.workspace import Workspace
-
 from lorapod.trainers.base import Stage
+from lorapod.workspace import Workspace
 
 
 class BuiltinTrainer:

@@ -78,13 +78,16 @@ class Family(Protocol):
     def decode_latents(self, vae: nn.Module, latents: Tensor) -> Tensor:
         """Latents (b, c, f, h, w), normalised, to pixels (b, 3, f, h, w) in -1..1, float32."""
 
-    def load_denoiser(
-        self, base: BaseModel, expert: Expert, device: torch.device, dtype: torch.dtype
-    ) -> nn.Module:
+    def load_denoiser(self, base: BaseModel, expert: Expert, device: torch.device, dtype: torch.dtype) -> nn.Module:
         """The denoiser, frozen."""
 
     def loss(
-        self, denoiser: nn.Module, latents: Tensor, noise: Tensor, noise_level: Tensor, items: list[Conditions],
+        self,
+        denoiser: nn.Module,
+        latents: Tensor,
+        noise: Tensor,
+        noise_level: Tensor,
+        items: list[Conditions],
         texts: list[Conditions],
     ) -> Tensor:
         """Loss of each item, (b,), for clean `latents` and `noise` (b, c, f, h, w) at `noise_level` (b,)."""
