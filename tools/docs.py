@@ -46,7 +46,8 @@ def sections(command: Any, name: str) -> Iterator[str]:
     """One section a command, in the order in which its group lists them, groups before what is in them."""
     arguments = [p for p in command.params if p.param_type_name == "argument" and not p.hidden]
     options = [p for p in command.params if p.param_type_name == "option" and not p.hidden]
-    children = {key: child for key, child in getattr(command, "commands", {}).items() if not child.hidden}
+    names = command.list_commands(None) if hasattr(command, "list_commands") else []
+    children = {key: command.get_command(None, key) for key in names}
     usage = [name, *(["[OPTIONS]"] if options else []), *(argument_text(a) for a in arguments)]
     usage += ["COMMAND"] if children else []
     yield f"## {name}\n\n{prose(command.help)}\n\n```\n{' '.join(usage)}\n```\n"

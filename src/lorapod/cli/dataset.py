@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from lorapod.data import DatasetPlan, Problem
     from lorapod.data.scan import Progress
 
-app = typer.Typer(name="dataset", help="Look at datasets before training.", no_args_is_help=True)
+app = typer.Typer(
+    help="Look at datasets before training.", no_args_is_help=True, add_completion=False, rich_markup_mode=None
+)
 
 _SHOWN_OF_A_KIND = 20
 

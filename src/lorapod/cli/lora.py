@@ -15,7 +15,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from lorapod.lora_file import LoraInfo
 
-app = typer.Typer(help="Look into LoRA files.", no_args_is_help=True)
+app = typer.Typer(help="Look into LoRA files.", no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 
 _BAR_CELLS = 30
 _MOST_BLOCKS = 48

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from lorapod.errors import RunError
 from lorapod.events import Event
-from lorapod.runs import RunFolder, RunState, read_events, state_of, stop_run, supervisor_of
+from lorapod.runs import RunFolder, RunState, Tail, state_of, stop_run, supervisor_of
 
 _PAUSE_SECONDS = 0.2
 _PLAIN_SECONDS = 10.0
@@ -34,14 +34,12 @@ def watch(run: RunFolder, console: Console) -> str:
 
     Closing the terminal, or killing this process, leaves the run going.
     """
-    seen, stops, state = 0, 0, RunState()
+    tail, stops, state = Tail(run), 0, RunState()
     with _View(console) as view:
         while True:
             try:
                 over = supervisor_of(run) is None
-                events = read_events(run)
-                for event in events[seen:]:
-                    seen += 1
+                for event in tail.new():
                     state.add(event)
                     view.show(event, state)
                 if over:

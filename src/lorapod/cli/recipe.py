@@ -10,7 +10,9 @@ import typer
 
 from lorapod.errors import RecipeError, RequestError
 
-app = typer.Typer(name="recipe", help="Write, show and check recipes.", no_args_is_help=True)
+app = typer.Typer(
+    help="Write, show and check recipes.", no_args_is_help=True, add_completion=False, rich_markup_mode=None
+)
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="FILE", help="The recipe's TOML file.", show_default=False)]
 Overrides = Annotated[

@@ -13,15 +13,19 @@ from lorapod.workspace import Workspace
 
 def train(
     context: typer.Context,
-    recipe: Annotated[Path | None, typer.Argument(help="The recipe, a TOML file.", show_default=False)] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Argument(help="The recipe, a TOML file; with --resume it may be left out.", show_default=False),
+    ] = None,
+    run: Annotated[
+        str | None,
+        typer.Argument(help="With --resume: the run, by id, name or folder. [default: the newest]", show_default=False),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run from its newest checkpoint.")] = False,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe, as in adapter.rank=32."),
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the newest run of the recipe, or with the run named by --run.")
-    ] = False,
-    run: Annotated[str | None, typer.Option("--run", help="With --resume: the run, by id, name or folder.")] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Start the run and come back at once.")] = False,
 ) -> None:
     """Train a LoRA from a recipe, or go on with a run.
@@ -36,23 +40,18 @@ def train(
 
     workspace: Workspace = context.obj
     console = Console(highlight=False)
-    loaded = None
-    reference = run
-    if recipe is not None and resume and run is None and recipe.suffix != ".toml" and not recipe.is_file():
-        reference = str(recipe)  # `lorapod train --resume RUN`
-    elif recipe is not None:
-        loaded = recipes.load(recipe, set_ or [])
-    if not resume:
-        if loaded is None:
-            raise RequestError(
-                "What to train is missing", "Neither a recipe nor --resume was given.", "Run `lorapod train RECIPE`."
-            )
-        started = start_run(loaded, workspace)
-    else:
-        wanted = (
-            find_run(reference, workspace) if reference or loaded is None else newest_run_of(loaded.name, workspace)
-        )
+    if resume and recipe is not None and run is None and not recipe.is_file() and recipe.suffix != ".toml":
+        recipe, run = None, str(recipe)  # `lorapod train --resume RUN`
+    loaded = recipes.load(recipe, set_ or []) if recipe is not None else None
+    if resume:
+        newest = loaded is not None and run is None
+        wanted = newest_run_of(loaded.name, workspace) if newest and loaded else find_run(run, workspace)
         started = resume_run(wanted, workspace, loaded)
+    elif loaded is None or run is not None:
+        what = "What to train is missing" if loaded is None else f"It is not clear what {run} is for"
+        raise RequestError(what, "A run is named only with --resume.", "Run `lorapod train RECIPE` to start one.")
+    else:
+        started = start_run(loaded, workspace)
     console.print(f"Run {started.id} of {started.name}: {started.path}", soft_wrap=True)
     if detach:
         console.print(f"Watch it with: lorapod runs attach {started.id}")

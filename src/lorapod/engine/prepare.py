@@ -6,12 +6,16 @@ half-way and finished later holds the same bytes as one that was made in one go.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
+from typing import Any
 
+from lorapod.data import DataPlan, Severity, shown, summary
 from lorapod.engine.job import Job, pixels_of
 from lorapod.engine.output import emit
 from lorapod.errors import TrainingError
+from lorapod.files import write_text_whole
 
 _SECONDS_BETWEEN_EVENTS = 0.5
 
@@ -24,11 +28,28 @@ def prepare(job: Job, stopped: Callable[[], bool]) -> None:
         DiskError: No space; what is cached already is kept.
     """
     for problem in job.data.problems:
-        if problem.severity == "warning":
-            emit("warning", message=f"{problem.path.name}: {problem.what}", hint=problem.remedy)
+        kind = "warning" if problem.severity is Severity.WARNING else "info"
+        emit(kind, message=f"{shown(problem.path)}: {problem.what}", hint=problem.remedy)
+    write_text_whole(job.folder / "data.json", json.dumps(data_sheet(job), indent=2))
     _prepare_text(job, stopped)
     if not stopped():
         _prepare_latents(job, stopped)
+
+
+def data_sheet(job: Job) -> dict[str, Any]:
+    """What is trained on, held out and left out, for the report."""
+    sheets = []
+    for index, section in enumerate(job.recipe.datasets):
+        train = [item for item in job.data.train if item.dataset == index]
+        held_out = [item for item in job.data.validation if item.dataset == index]
+        plan = DataPlan(train, held_out, [], [])
+        buckets = [
+            {"bucket": str(row.bucket), "items": row.items, "lost": round(row.mean_lost_share, 4)}
+            for row in summary(plan)
+        ]
+        counts = {"items": len(train), "validation": len(held_out)}
+        sheets.append({"path": str(section.path), **counts, "buckets": buckets})
+    return {"datasets": sheets, "unused": [{"path": str(u.path), "why": u.why} for u in job.data.unused]}
 
 
 def _prepare_text(job: Job, stopped: Callable[[], bool]) -> None:

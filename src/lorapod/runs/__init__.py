@@ -3,16 +3,16 @@
 from lorapod.runs.comparison import write_comparison
 from lorapod.runs.control import newest_run_of, resume_run, start_run, stop_run
 from lorapod.runs.folder import RunFolder, all_runs, find_run
-from lorapod.runs.journal import RunState, follow, read_events, state_of, supervisor_of
+from lorapod.runs.journal import RunState, Tail, read_events, state_of, supervisor_of
 from lorapod.runs.store import RunRow, list_runs
 
 __all__ = [
     "RunFolder",
     "RunRow",
     "RunState",
+    "Tail",
     "all_runs",
     "find_run",
-    "follow",
     "list_runs",
     "newest_run_of",
     "read_events",

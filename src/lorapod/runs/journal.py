@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import psutil
@@ -57,22 +55,21 @@ def read_events(run: RunFolder) -> list[Event]:
     return [event for event in map(from_line, text.split("\n")) if event]
 
 
-def follow(run: RunFolder, ended: Callable[[], bool], pause: float = 0.2) -> Iterator[Event | None]:
-    """Events from the beginning, then as they come; None at every pause, until `ended` and nothing new is left."""
-    pending = b""
-    with run.events.open("rb") as file:
-        while True:
-            over = ended()
-            pending += file.read()
-            *lines, pending = pending.split(b"\n")
-            for line in lines:
-                event = from_line(line.decode("utf-8", errors="replace"))
-                if event:
-                    yield event
-            if over:
-                return
-            yield None
-            time.sleep(pause)
+class Tail:
+    """Reads a run's events as they come, each byte once."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self._run, self._place, self._pending = run, 0, b""
+
+    def new(self) -> list[Event]:
+        """Events that were written since the last call."""
+        with self._run.events.open("rb") as file:
+            file.seek(self._place)
+            data = file.read()
+        self._place += len(data)
+        *lines, self._pending = (self._pending + data).split(b"\n")
+        found = (from_line(line.decode("utf-8", errors="replace")) for line in lines)
+        return [event for event in found if event]
 
 
 @dataclass
