@@ -1,9 +1,10 @@
-"""Files that appear whole or not at all, and file hashes."""
+"""Files that appear whole or not at all, and whether a file is whole."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -72,3 +73,22 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of a file's bytes, as hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_whole_safetensors(path: Path) -> bool:
+    """Whether the file's header can be read and the file is as long as the header says."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return False
+    with file:
+        size = path.stat().st_size
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > size - 8:
+            return False
+        try:
+            header = json.loads(file.read(length))
+        except ValueError:
+            return False
+    ends = [spec["data_offsets"][1] for key, spec in header.items() if key != "__metadata__"]
+    return size == 8 + length + max(ends, default=0)

@@ -115,9 +115,9 @@ def test_resume_after_kill_gives_a_byte_identical_lora(
     assert not list(broken.glob("lora/*.safetensors"))
     ended = train(broken, other, resume=True)
     assert ended.returncode == 0, ended.stderr
-    if where in ("step", "lora"):
-        assert events(ended, "step")[0:1] != [] or where == "lora"
-        assert all(e["step"] > 2 for e in events(ended, "step"))  # the checkpoint of step 2 was used
+    said = [e["message"] for e in events(ended, "info")]
+    place = {"step": "Going on from step 2", "checkpoint": "Going on from step 2", "lora": "Going on from step 4"}
+    assert any(place.get(where, "no checkpoint yet") in message for message in said)
     assert (broken / "lora/zorb.safetensors").read_bytes() == (whole / "lora/zorb.safetensors").read_bytes()
 
 
@@ -239,21 +239,31 @@ def test_a_training_adapter_is_merged_before_and_left_out_of_the_result(
          f"{key}.lora_B.weight": torch.randn(32, 4, generator=generator)}, adapter)  # fmt: skip
     merged = run_folder(recipe, workspace / "merged", [f"base_model.training_adapter='{adapter}'"])
     ended = train(merged, workspace)
+    before = [next((workspace / name / "previews").glob("step-000000-*.png")) for name in ("plain", "merged")]
+    assert before[0].read_bytes() == before[1].read_bytes()  # previews are drawn by the model that the LoRA is used on
     assert abs(events(ended, "eval")[0]["loss"] - plain) > 1e-4
     with safe_open(merged / "lora/zorb.safetensors", framework="pt") as file:
         assert file.get_tensor(f"{key}.lora_A.weight").shape == (4, 32)
         assert file.get_tensor(f"{key}.lora_B.weight").abs().max() < 0.1  # four small steps, not the merged adapter
 
 
-def test_no_space_left_is_a_clear_error_and_keeps_what_was_done(
+def test_a_disk_that_takes_no_more_is_a_clear_error_and_resume_goes_on(
     recipe_file: Callable[..., Path], workspace: Path
 ) -> None:
     run = run_folder(recipe_file(), workspace / "run")
     assert engine("cache", run, "--workspace", workspace).returncode == 0
-    (run / "checkpoints").symlink_to("/dev/full/nowhere")
-    ended = engine("train", run, "--workspace", workspace)
+    # No file may grow past 20 kB: previews fit, the checkpoint does not.
+    limited = (
+        "import resource, runpy, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY)); sys.argv[0] = 'engine'; "
+        "runpy.run_module('lorapod.engine', run_name='__main__')"
+    )
+    ended = engine("train", run, "--workspace", workspace, program=("-c", limited))
     assert ended.returncode == 1
-    assert len(events(ended, "error")) == 1
+    (error,) = events(ended, "error")
+    assert "step-0000002.safetensors" in error["message"] and "Traceback" not in ended.stderr
+    assert not list((run / "checkpoints").glob("step-*"))
+    assert engine("train", run, "--workspace", workspace, "--resume").returncode == 0
 
 
 def test_two_runs_of_one_recipe_report_the_same_losses(recipe_file: Callable[..., Path], workspace: Path) -> None:
@@ -263,3 +273,41 @@ def test_two_runs_of_one_recipe_report_the_same_losses(recipe_file: Callable[...
         for name in ("a", "b")
     ]
     assert losses[0] == losses[1]
+
+
+def test_a_damaged_cache_entry_is_computed_again(recipe_file: Callable[..., Path], workspace: Path) -> None:
+    run = run_folder(recipe_file(), workspace / "run")
+    assert engine("cache", run, "--workspace", workspace).returncode == 0
+    entries = sorted((workspace / "cache").rglob("*.safetensors"))
+    whole = entries[0].read_bytes()
+    entries[0].write_bytes(whole[: len(whole) // 2])
+    assert engine("cache", run, "--workspace", workspace).returncode == 0
+    assert entries[0].read_bytes() == whole
+
+
+def test_changed_data_is_another_training(recipe_file: Callable[..., Path], workspace: Path, tmp_path: Path) -> None:
+    run = run_folder(recipe_file(), workspace / "run")
+    assert train(run, workspace).returncode == 0
+    for caption in (tmp_path / "pictures").glob("*.txt"):
+        caption.write_text(caption.read_text() + " changed")
+    ended = train(run, workspace, resume=True)
+    assert ended.returncode == 1 and "another recipe" in events(ended, "error")[0]["message"]
+
+
+def test_accumulation_sees_as_many_items_as_a_larger_batch(recipe_file: Callable[..., Path], workspace: Path) -> None:
+    run = run_folder(recipe_file(), workspace / "run", ["training.batch_size=1", "training.accumulation=2"])
+    ended = train(run, workspace)
+    assert ended.returncode == 0
+    assert [e["epoch"] for e in events(ended, "step")] == [1, 1, 2, 2]  # four items, two a step
+
+
+def test_bf16_trains_and_resumes_bit_for_bit(recipe_file: Callable[..., Path], workspace: Path) -> None:
+    recipe = recipe_file()
+    whole = run_folder(recipe, workspace / "whole", ["training.precision=bf16"])
+    ended = train(whole, workspace)
+    assert ended.returncode == 0, ended.stderr
+    resumed = run_folder(recipe, workspace / "resumed", ["training.precision=bf16"])
+    (resumed / "checkpoints").mkdir()
+    shutil.copy(sorted((whole / "checkpoints").iterdir())[0], resumed / "checkpoints")
+    assert train(resumed, workspace, resume=True).returncode == 0
+    assert (resumed / "lora/zorb.safetensors").read_bytes() == (whole / "lora/zorb.safetensors").read_bytes()

@@ -51,7 +51,7 @@ else:
     import importlib
 
     module = importlib.import_module({"lora": "lorapod.engine.export"}.get(where, f"lorapod.engine.{where}"))
-    module.save_file = dying_writer(module.save_file)
+    module.save_tensors = dying_writer(module.save_tensors)
 
 from lorapod.engine.__main__ import main  # noqa: E402
 

@@ -15,8 +15,9 @@ stopping = False
 
 def on_signal(number, frame):
     global stopping
-    if mode != "stubborn":
-        stopping = True
+    if stopping:
+        os._exit(130)
+    stopping = mode != "stubborn"
 
 
 def say(type, **fields):
@@ -32,6 +33,15 @@ if mode == "noise":
         b"10%\r50%\r100%\nbroken \xff\xfe utf-8 token sk-secret-value-1234\n" + b"x" * 3_000_000 + b"\n"
     )
     sys.stdout.flush()
+if mode == "bar":
+    sys.stdout.write("loading shards:  50%\rloading shards: 100%")  # as tqdm does: no line end before the next event
+if mode == "deaf":
+    say("step", step=1, total=5, epoch=1, loss=1.0, lr=1e-4, seconds=0.01)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.close(1)
+    os.close(2)
+    time.sleep(60)
 if mode == "fail":
     say("error", message="The loss became nan at step 3", hint="Lower the learning rate.")
     sys.exit(1)
@@ -40,8 +50,10 @@ if mode == "crash":
     sys.exit(3)
 if mode == "killed":
     os.kill(os.getpid(), signal.SIGKILL)
-for step in range(1, 6 if mode in ("done", "noise") else 10_000):
+for step in range(1, 6 if mode in ("done", "noise", "bar") else 10_000):
     say("step", step=step, total=5, epoch=1, loss=1.0 / step, lr=1e-4, seconds=0.01)
+    if stopping and mode == "slow":
+        time.sleep(1.5)  # the rest of a long step
     if stopping:
         say("checkpoint", step=step, path=f"checkpoints/step-{step}.safetensors")
         sys.exit(130)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,3 +84,72 @@ def test_the_store_is_made_anew_when_it_is_lost_or_damaged(
         assert {row.id for row in list_runs(workspace)} == expected
     workspace.store.unlink()
     assert {row.id for row in list_runs(workspace)} == expected
+
+
+def test_a_store_damaged_in_its_middle_is_made_anew(make_run: Callable[[], RunFolder], workspace: Workspace) -> None:
+    expected = {make_run().id for _ in range(30)}
+    list_runs(workspace)
+    with sqlite3.connect(workspace.store) as store:
+        store.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    store.close()
+    data = bytearray(workspace.store.read_bytes())
+    data[4096:] = b"\xaa" * (len(data) - 4096)
+    workspace.store.write_bytes(data)
+    assert {row.id for row in list_runs(workspace)} == expected
+
+
+def test_a_store_that_cannot_be_opened_still_lists_the_runs(
+    make_run: Callable[[], RunFolder], workspace: Workspace
+) -> None:
+    run = make_run()
+    workspace.store.mkdir()
+    assert [row.id for row in list_runs(workspace)] == [run.id]
+    assert workspace.store.is_dir()  # what lorapod did not write is not deleted
+
+
+def test_runs_that_start_at_once_share_a_new_store(make_run: Callable[[], RunFolder], workspace: Workspace) -> None:
+    runs = [make_run() for _ in range(4)]
+    code = (
+        "import sys; from pathlib import Path; from lorapod.runs.folder import RunFolder\n"
+        "from lorapod.runs.store import record; from lorapod.workspace import Workspace\n"
+        "for _ in range(20): record(RunFolder(Path(sys.argv[1])), Workspace(Path(sys.argv[2])))"
+    )
+    writers = [
+        subprocess.Popen([sys.executable, "-c", code, str(run.path), str(workspace.root)], stderr=subprocess.PIPE)
+        for run in runs
+    ]
+    assert [writer.communicate(timeout=60)[1] for writer in writers] == [b""] * 4
+    with sqlite3.connect(workspace.store) as store:
+        assert {row[0] for row in store.execute("SELECT id FROM runs")} == {run.id for run in runs}
+    store.close()
+
+
+def test_previews_and_losses_seen_again_after_a_resume_count_once(make_run: Callable[[], RunFolder]) -> None:
+    straight, resumed = make_run(), make_run()
+    preview = event("preview", step=2, path="previews/2.png", prompt="a", seed=1)
+    for run, items in (
+        (straight, [step(1, 0.5), step(2, 0.3), preview, step(3, 0.2)]),
+        (resumed, [step(1, 0.5), step(2, 9.0), preview, step(3, 9.0), step(2, 0.3), preview, step(3, 0.2)]),
+    ):
+        journal = Journal(run)
+        for item in items:
+            journal.add(item)
+        journal.close()
+    assert len(state_of(resumed).previews) == 1
+    assert state_of(resumed).smooth_loss == pytest.approx(state_of(straight).smooth_loss)
+
+
+def test_an_event_that_lacks_fields_hides_no_other(make_run: Callable[[], RunFolder]) -> None:
+    run = make_run()
+    run.events.write_text('{"type":"step"}\n{"t":1,"type":"eval","step":1}\n{"t":"x","type":"info"}\n')
+    journal = Journal(run)
+    journal.add(step(4, 0.5))
+    journal.close()
+    assert state_of(run).step == 4
+
+
+def test_a_misspelt_run_is_answered_with_the_nearest(make_run: Callable[[], RunFolder], workspace: Workspace) -> None:
+    run = make_run()
+    with pytest.raises(RunError) as caught:
+        find_run(run.name[:-1] + "x", workspace)
+    assert run.name in caught.value.remedy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -15,8 +16,10 @@ import pytest
 
 from lorapod import recipe as recipes
 from lorapod.errors import RunError
-from lorapod.runs import RunFolder, list_runs, read_events, state_of, stop_run
+from lorapod.events import event
+from lorapod.runs import RunFolder, list_runs, read_events, resume_run, state_of, stop_run
 from lorapod.runs.folder import create_run
+from lorapod.runs.journal import Journal
 from lorapod.workspace import Workspace
 
 DRIVER = Path(__file__).parents[1] / "fakes/supervise_stage.py"
@@ -163,3 +166,117 @@ def test_stopping_a_run_that_is_over_is_an_error(run: RunFolder, workspace: Work
     supervise(run, workspace, "done").wait(60)
     with pytest.raises(RunError, match="not going on"):
         stop_run(run)
+
+
+def test_an_event_behind_a_progress_bar_without_a_line_end_is_an_event(run: RunFolder, workspace: Workspace) -> None:
+    assert supervise(run, workspace, "bar").wait(60) == 0
+    assert [e["step"] for e in read_events(run) if e["type"] == "step"] == [1, 2, 3, 4, 5]
+    assert "loading shards: 100%" in run.log.read_text(encoding="utf-8")
+
+
+def test_a_secret_made_of_digits_or_a_field_name_spoils_no_event(run: RunFolder, workspace: Workspace) -> None:
+    clock = str(int(time.time()))[:6]  # stands in the time of every event
+    env = {"A_PASSWORD": clock, "B_PASSWORD": "message", "C_PASSWORD": "learning rate"}
+    supervise(run, workspace, "fail", env=env).wait(60)
+    state = state_of(run)
+    assert state.status == "failed" and state.error
+    assert state.error["hint"] == "Lower the ***."
+    assert abs(state.error["t"] - time.time()) < 120
+
+
+def test_a_supervisor_that_cannot_write_its_log_does_not_call_the_run_done(
+    run: RunFolder, workspace: Workspace
+) -> None:
+    run.log.mkdir()
+    supervise(run, workspace, "done").wait(60)
+    state = state_of(run)
+    assert state.status == "failed" and state.error and "log.txt" in state.error["message"]
+
+
+def test_a_full_disk_stops_the_stage_before_the_run_fails(run: RunFolder, workspace: Workspace) -> None:
+    argv = [sys.executable, str(DRIVER), str(run.path), str(workspace.root), "endless"]
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))  # noqa: E731
+    process = subprocess.Popen(argv, preexec_fn=limit, start_new_session=True, stderr=subprocess.DEVNULL)
+    process.wait(60)
+    assert not stage_processes(run)
+    assert all(line.endswith("}") for line in run.events.read_text().split("\n")[:-1])
+
+
+def test_asking_a_run_to_stop_twice_still_lets_it_write_its_checkpoint(run: RunFolder, workspace: Workspace) -> None:
+    process = supervise(run, workspace, "slow")
+    until(lambda: steps(run) > 2)
+    stop_run(run)
+    time.sleep(0.8)
+    stop_run(run)
+    process.wait(60)
+    state = state_of(run)
+    assert state.status == "stopped" and len(state.checkpoints) == 1
+
+
+def test_a_stage_that_closed_its_output_is_still_ended_by_a_second_stop(run: RunFolder, workspace: Workspace) -> None:
+    process = supervise(run, workspace, "deaf")
+    until(lambda: steps(run) == 1)
+    stop_run(run)
+    process.wait(20)
+    state = state_of(run)
+    assert state.status == "stopped" and not stage_processes(run)
+    assert any("checkpoint" in w["message"] for w in state.warnings)  # what was lost is said
+
+
+def test_a_run_that_goes_on_again_is_listed_as_running(run: RunFolder, workspace: Workspace) -> None:
+    supervise(run, workspace, "fail").wait(60)
+    assert [row.status for row in list_runs(workspace)] == ["failed"]
+    process = supervise(run, workspace, "endless")
+    until(lambda: steps(run) > 2)
+    (row,) = list_runs(workspace)
+    stop_run(run)
+    process.wait(60)
+    assert row.status == "running" and row.step > 2
+    assert [row.status for row in list_runs(workspace)] == ["stopped"]
+
+
+def test_a_report_that_cannot_be_written_does_not_change_how_the_run_ended(
+    run: RunFolder, workspace: Workspace
+) -> None:
+    run.report.mkdir()
+    assert supervise(run, workspace, "done").wait(60) == 0
+    state = state_of(run)
+    assert state.status == "done" and any("report" in w["message"] for w in state.warnings)
+    assert [row.status for row in list_runs(workspace)] == ["done"]
+
+
+def test_resuming_a_run_that_is_going_on_is_refused_and_leaves_it_alone(run: RunFolder, workspace: Workspace) -> None:
+    process = supervise(run, workspace, "endless")
+    until(lambda: steps(run) > 2)
+    with pytest.raises(RunError, match="still going on"):
+        resume_run(run, workspace)
+    assert process.poll() is None and state_of(run).status == "running"
+    stop_run(run)
+    process.wait(60)
+
+
+def test_resuming_a_run_that_is_done_is_refused(run: RunFolder, workspace: Workspace) -> None:
+    journal = Journal(run)
+    journal.add(event("stage", name="train", index=1, count=1))
+    journal.add(event("end", status="done", seconds=1))
+    journal.close()
+    with pytest.raises(RunError, match="is done"):
+        resume_run(run, workspace)
+
+
+def test_the_list_shows_a_run_while_it_goes_on_again(run: RunFolder, workspace: Workspace) -> None:
+    first = supervise(run, workspace, "endless")
+    until(lambda: steps(run) > 2)
+    stop_run(run)
+    first.wait(60)
+    assert [row.status for row in list_runs(workspace)] == ["stopped"]
+    second = supervise(run, workspace, "endless")
+    until(lambda: [row.status for row in list_runs(workspace)] == ["running"])
+    stop_run(run)
+    second.wait(60)
+
+
+def test_a_secret_that_looks_like_a_number_does_not_break_events(run: RunFolder, workspace: Workspace) -> None:
+    process = supervise(run, workspace, "done", env={"MY_PASSWORD": str(int(time.time()) // 100)})
+    assert process.wait(60) == 0
+    assert state_of(run).status == "done"

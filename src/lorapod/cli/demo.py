@@ -29,7 +29,11 @@ def demo(
     folder = workspace.root / "demo"
     unpack(folder)
     recipe = recipes.load(folder / "recipe.toml", [f"training.steps={steps}"] if steps else [])
-    console.print(f"The demo teaches a tiny base model a character that it does not know. Everything is in {folder}")
+    console.print(
+        f"The demo teaches a tiny base model a character that it does not know. Everything is in {folder}",
+        markup=False,
+        soft_wrap=True,
+    )
     run = start_run(recipe, workspace)
     status = watch(run, console)
     comparison = write_comparison(run)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -15,8 +14,6 @@ from typer.main import get_command
 from lorapod import __version__
 from lorapod.errors import LorapodError
 from lorapod.workspace import find_workspace
-
-INTERRUPTED = 130
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("lorapod.cli.demo:demo", "Train a LoRA on the packaged tiny model, on any CPU, in about three minutes."),
@@ -103,13 +100,12 @@ def run() -> None:
             raise
         show_error(error)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("Stopped.", err=True)
-        sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        # whoever read the output has enough of it, as in `lorapod runs list | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    except Exception as error:
+        if debug:
+            raise
+        typer.secho(f"error: lorapod has a bug: {type(error).__name__}: {error}", fg="red", bold=True, err=True)
+        typer.echo("Run the same command with --debug right after `lorapod` to see where, and report it.", err=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -161,11 +161,12 @@ def finish(run: RunFolder, status: str, console: Console, pictures: Path | None 
         line("Report", run.report)
         line("Next", f'lorapod sample {run.id} --prompt "..."   or copy the LoRA to ComfyUI\'s models/loras')
         return
-    if status in ("stopped", "interrupted"):
+    if status == "stopped":
         kept = f"at step {state.step} of {state.total}" if state.checkpoints else "before the first checkpoint"
         console.print(f"Stopped {kept}. Go on with: [bold]lorapod train --resume {run.id}[/bold]", soft_wrap=True)
         raise typer.Exit(130)
-    error = state.error or {"message": "The run failed", "hint": f"See {run.log}"}
+    what = "The run was interrupted: its supervisor is gone" if status == "interrupted" else "The run failed"
+    error = state.error or {"message": what, "hint": "" if status == "interrupted" else f"See {run.log}"}
     console.print(f"[bold red]error: {escape(error['message'])}[/bold red]", soft_wrap=True)
     if error.get("hint"):
         console.print(escape(error["hint"]), soft_wrap=True)

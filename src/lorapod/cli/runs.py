@@ -22,6 +22,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 def list_(context: typer.Context, as_json: Json = False) -> None:
     """List all runs, newest first."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from lorapod.runs import list_runs
@@ -40,7 +41,9 @@ def list_(context: typer.Context, as_json: Json = False) -> None:
     for row in rows:
         started = time.strftime("%Y-%m-%d %H:%M", time.localtime(row.started)) if row.started else ""
         loss = f"{row.loss:.4f}" if row.loss is not None else ""
-        table.add_row(row.id, row.name, row.base_model, row.status, f"{row.step}/{row.total}", loss, started)
+        table.add_row(
+            row.id, escape(row.name), escape(row.base_model), row.status, f"{row.step}/{row.total}", loss, started
+        )
     Console(highlight=False).print(table)
 
 
@@ -75,12 +78,16 @@ def show(context: typer.Context, run: Reference = None, as_json: Json = False) -
         typer.echo(json.dumps(facts, indent=2))
         return
     console = Console(highlight=False)
-    console.print(f"[bold]{found.name}[/bold] {found.id}: {state.status}, step {state.step} of {state.total}")
+    console.print(
+        f"{found.name} {found.id}: {state.status}, step {state.step} of {state.total}", markup=False, style="bold"
+    )
     console.print(str(found.path), markup=False, soft_wrap=True)
     if state.status == "running":
         console.print(f"{duration(state.seconds_left)} left")
     for name, curve in state.evals.items():
-        console.print(f"held-out loss of {name}: " + ", ".join(f"{loss:.4f} ({step})" for step, loss in curve[-6:]))
+        console.print(
+            f"held-out loss of {name}: " + ", ".join(f"{loss:.4f} ({step})" for step, loss in curve[-6:]), markup=False
+        )
     for path in state.loras:
         console.print(f"LoRA {found.path / path}", markup=False, soft_wrap=True)
     if state.error:

@@ -29,4 +29,4 @@ def sample(
     console = Console(highlight=False)
     with console.status("Sampling"):
         grid = sample_grid(lora, workspace, prompts=prompt, strengths=strength or [0.0, 0.5, 1.0], seeds=seed, out=out)
-    console.print(f"Grid  {grid}", soft_wrap=True)
+    console.print(f"Grid  {grid}", soft_wrap=True, markup=False)

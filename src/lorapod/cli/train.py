@@ -43,7 +43,11 @@ def train(
     if resume and recipe is not None and run is None and not recipe.is_file() and recipe.suffix != ".toml":
         recipe, run = None, str(recipe)  # `lorapod train --resume RUN`
     loaded = recipes.load(recipe, set_ or []) if recipe is not None else None
-    if resume:
+    if resume and loaded is None and set_:
+        loaded = recipes.load(find_run(run, workspace).recipe_file, set_)
+        wanted = find_run(run, workspace)
+        started = resume_run(wanted, workspace, loaded)
+    elif resume:
         newest = loaded is not None and run is None
         wanted = newest_run_of(loaded.name, workspace) if newest and loaded else find_run(run, workspace)
         started = resume_run(wanted, workspace, loaded)
@@ -52,7 +56,7 @@ def train(
         raise RequestError(what, "A run is named only with --resume.", "Run `lorapod train RECIPE` to start one.")
     else:
         started = start_run(loaded, workspace)
-    console.print(f"Run {started.id} of {started.name}: {started.path}", soft_wrap=True)
+    console.print(f"Run {started.id} of {started.name}: {started.path}", soft_wrap=True, markup=False)
     if detach:
         console.print(f"Watch it with: lorapod runs attach {started.id}")
         return

@@ -84,6 +84,8 @@ def main() -> int:
     except LorapodError as error:
         emit_error(error)
     except OSError as error:
+        if error.errno is None:
+            raise
         emit_error(disk_error(error, Path(error.filename or arguments.run)))
     except ImportError as error:
         emit(

@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lorapod.engine.families import Family
-from lorapod.errors import AdapterError, RequestError
-from lorapod.recipe.schema import AdapterKind, AdapterSection
+from lorapod.errors import AdapterError
+from lorapod.recipe.schema import AdapterSection
 
 NAME = "default"
 _KEY = re.compile(
@@ -27,17 +27,7 @@ _HALVES = {"lora_A": "A", "lora_down": "A", "lora_B": "B", "lora_up": "B"}
 
 
 def add_adapter(denoiser: nn.Module, family: Family, section: AdapterSection, alpha: float, seed: int) -> None:
-    """Puts a fresh adapter, in float32, on the denoiser's target layers. B starts at zero: the model is unchanged.
-
-    Raises:
-        RequestError: A kind that this version does not train.
-    """
-    if section.kind is not AdapterKind.LORA:
-        raise RequestError(
-            f"The built-in engine does not train adapters of kind {section.kind.value} yet",
-            "This version trains `lora`.",
-            'Set `adapter.kind = "lora"`.',
-        )
+    """Puts a fresh adapter, in float32, on the denoiser's target layers. B starts at zero: the model is unchanged."""
     torch.manual_seed(seed)
     config = LoraConfig(
         r=section.rank,
@@ -152,7 +142,7 @@ def merge(denoiser: nn.Module, path: Path, strength: float) -> None:
         AdapterError: Damaged, or made for another model.
     """
     tensors, alphas = read_lora(path)
-    modules = dict(denoiser.named_modules())
+    modules = _plain_layers(denoiser)
     for name in [n for n in tensors if n.endswith(".B")]:
         module_name = name[:-2]
         layer, up, down = modules.get(module_name), tensors[name], tensors.get(f"{module_name}.A")
@@ -165,6 +155,24 @@ def merge(denoiser: nn.Module, path: Path, strength: float) -> None:
         scale = strength * alphas.get(module_name, down.shape[0]) / down.shape[0]
         delta = (up.to(layer.weight.device) @ down.to(layer.weight.device)) * scale
         layer.weight.copy_((layer.weight.float() + delta).to(layer.weight.dtype))
+
+
+@torch.no_grad()
+def restore(denoiser: nn.Module, path: Path, folder: Path) -> None:
+    """Puts back the weights, as they are in the safetensors files of `folder`, of the layers that `path` was merged into."""
+    tensors, _ = read_lora(path)
+    wanted = {f"{name[:-2]}.weight" for name in tensors if name.endswith(".B")}
+    modules = _plain_layers(denoiser)
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as weights:
+            for key in wanted.intersection(weights.keys()):
+                modules[key.removesuffix(".weight")].weight.copy_(weights.get_tensor(key))
+
+
+def _plain_layers(denoiser: nn.Module) -> dict[str, nn.Module]:
+    """Modules by name; for a layer that has an adapter, the frozen layer inside."""
+    named = dict(denoiser.named_modules())
+    return {name: module.base_layer if isinstance(module, LoraLayer) else module for name, module in named.items()}
 
 
 def add_lora_file(denoiser: nn.Module, path: Path) -> None:

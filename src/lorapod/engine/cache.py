@@ -12,10 +12,11 @@ import json
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from lorapod.engine.families import Conditions
-from lorapod.files import written_whole
+from lorapod.engine.storage import save_tensors
+from lorapod.files import is_whole_safetensors, written_whole
 
 VERSION = 1
 """Raised when the meaning of an entry changes."""
@@ -41,7 +42,8 @@ class Cache:
         return self.folder / key[:2] / f"{key}.safetensors"
 
     def has(self, key: str) -> bool:
-        return self.path(key).exists()
+        """Whether there is an entry that is whole; a damaged one is computed again."""
+        return is_whole_safetensors(self.path(key))
 
     def put(self, key: str, entry: Conditions) -> None:
         """Keeps an entry.
@@ -50,10 +52,10 @@ class Cache:
             DiskError: No space, or the folder cannot be written.
         """
         with written_whole(self.path(key)) as temporary:
-            save_file({name: tensor.contiguous() for name, tensor in entry.items()}, temporary)
+            save_tensors(entry, temporary)
 
     def get(self, key: str) -> Conditions | None:
-        """The entry, or None where there is none that can be read (it is then computed again)."""
+        """The entry, or None where there is none that can be read."""
         try:
             return load_file(self.path(key))
         except (FileNotFoundError, SafetensorError):

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lorapod.engine.adapters import adapter_tensors, load_adapter_tensors
+from lorapod.engine.storage import save_tensors
 from lorapod.errors import CheckpointError
 from lorapod.files import written_whole
 
@@ -69,7 +69,7 @@ def save_checkpoint(
     }
     path = checkpoint_path(folder, place.step)
     with written_whole(path) as temporary:
-        save_file(tensors, temporary, metadata={"lorapod": json.dumps(rest)})
+        save_tensors(tensors, temporary, metadata={"lorapod": json.dumps(rest)})
     for old in checkpoints_in(folder)[:-keep]:
         old.unlink()
     return path

@@ -8,12 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lorapod import recipe as recipes
 from lorapod.engine.adapters import adapter_tensors
 from lorapod.engine.families import Family
+from lorapod.engine.storage import save_tensors
 from lorapod.files import written_whole
 from lorapod.lora_file import make_reproducible, metadata_for
 from lorapod.models import BaseModel
@@ -70,7 +70,7 @@ def write_lora(
             items=items,
         )
         with written_whole(path) as temporary:
-            save_file(lora_tensors(denoiser, family, recipe, format), temporary, metadata=metadata)
+            save_tensors(lora_tensors(denoiser, family, recipe, format), temporary, metadata=metadata)
             make_reproducible(temporary)
         written.append((path, format))
     return written

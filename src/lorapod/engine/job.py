@@ -33,7 +33,7 @@ class Job:
 
     @cached_property
     def recipe(self) -> Recipe:
-        return recipes.load(self.folder / "recipe.toml")
+        return recipes.load(self.folder / "recipe.toml", check_paths=False)
 
     @cached_property
     def base(self) -> BaseModel:
@@ -62,7 +62,8 @@ class Job:
 
     @cached_property
     def text_cache(self) -> Cache:
-        return Cache(self.workspace.cache / "text", f"{self.base.fingerprint('text_encoder')} {self.dtype}")
+        made_by = f"{self.base.fingerprint('tokenizer')} {self.base.fingerprint('text_encoder')} {self.dtype}"
+        return Cache(self.workspace.cache / "text", made_by)
 
     @cached_property
     def latents_cache(self) -> Cache:

@@ -15,6 +15,7 @@ from lorapod.data import DataPlan, Severity, shown, summary
 from lorapod.engine.job import Job, pixels_of
 from lorapod.engine.output import emit
 from lorapod.errors import TrainingError
+from lorapod.events import EventType
 from lorapod.files import write_text_whole
 
 _SECONDS_BETWEEN_EVENTS = 0.5
@@ -28,7 +29,7 @@ def prepare(job: Job, stopped: Callable[[], bool]) -> None:
         DiskError: No space; what is cached already is kept.
     """
     for problem in job.data.problems:
-        kind = "warning" if problem.severity is Severity.WARNING else "info"
+        kind: EventType = "warning" if problem.severity is Severity.WARNING else "info"
         emit(kind, message=f"{shown(problem.path)}: {problem.what}", hint=problem.remedy)
     write_text_whole(job.folder / "data.json", json.dumps(data_sheet(job), indent=2))
     _prepare_text(job, stopped)
@@ -63,7 +64,14 @@ def _prepare_text(job: Job, stopped: Callable[[], bool]) -> None:
     for key in missing:
         if stopped():
             return
-        job.text_cache.put(key, job.family.encode_text(encoder, [captions[key]])[0])
+        entry = job.family.encode_text(encoder, [captions[key]])[0]
+        if len(entry["tokens"]) >= job.family.token_limit():
+            emit(
+                "warning",
+                message=f"A caption is longer than {job.family.token_limit()} tokens: {captions[key][:60]}…",
+                hint="The base model does not see what comes after; shorten the caption.",
+            )
+        job.text_cache.put(key, entry)
         progress.one_more()
 
 

@@ -1,17 +1,19 @@
 """The training loop: read it as the recipe it is.
 
 Everything drawn at a step follows from (seed, step); see `engine.noise`. So the loop only has to know which step comes
-next, and a run that was killed and resumed gives the same LoRA, byte for byte, on the same machine.
+next, and a run that was killed and resumed gives the same LoRA, byte for byte, on the same machine. That is tested on
+the CPU; on a GPU it holds as far as its kernels are deterministic (some attention backward passes are not).
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import resource
 import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +43,7 @@ class Training:
         self.batches = Batches(job)
         self.total = self.batches.total_steps
         self.denoiser = load_denoiser(job)
+        self.merge_training_adapter()
         adapters.add_adapter(
             self.denoiser, job.family, self.recipe.adapter, self.recipe.alpha, self.recipe.training.seed
         )
@@ -52,7 +55,7 @@ class Training:
         self.optimizer = build_optimizer(self.recipe.optimizer, self.parameters)
         self.evaluation = Evaluation(job, self.batches)
         self.previews = Previews(job)
-        self.digest = recipes.digest(self.recipe)
+        self.digest = self._digest()
         self.step = 0
         self.saved_step = -1
 
@@ -78,10 +81,13 @@ class Training:
         upcoming = self.batches.from_number(self.step * accumulation, (self.total - self.step) * accumulation)
         self.denoiser.train()
         pending: list[Tensor] = []
+        rate = 0.0
         began = time.perf_counter()
         log_every = LOG_EVERY_ON_GPU if self.job.device.type == "cuda" else 1
         while self.step < self.total:
             if stopped():
+                if pending:
+                    self.report(pending, rate, (time.perf_counter() - began) / (len(pending) // accumulation))
                 self.checkpoint()
                 return False
             rate = rate_at(self.recipe.optimizer, self.step, self.total)
@@ -109,6 +115,29 @@ class Training:
     def is_due(self) -> bool:
         """Whether something is done after this step."""
         return any(every and self.step % every == 0 for every in self._intervals())
+
+    def merge_training_adapter(self) -> None:
+        """Merges the recipe's training adapter, if it names one."""
+        section = self.recipe.base_model
+        if section.training_adapter:
+            adapters.merge(self.denoiser, section.training_adapter, section.training_adapter_strength)
+
+    @contextmanager
+    def training_adapter_removed(self) -> Iterator[None]:
+        """The base model as it is on disk inside the block: what the LoRA will be used on.
+
+        The layers are read again from disk, and merged again afterwards, since subtracting would round in bf16.
+        """
+        section = self.recipe.base_model
+        if not section.training_adapter:
+            yield
+            return
+        folder = self.job.base.folder / self.job.family.experts[0].component
+        adapters.restore(self.denoiser, section.training_adapter, folder)
+        try:
+            yield
+        finally:
+            self.merge_training_adapter()
 
     def _intervals(self) -> tuple[int, ...]:
         r = self.recipe
@@ -144,14 +173,7 @@ class Training:
         """
         loss = torch.stack(losses).mean().item()
         if not math.isfinite(loss):
-            kept = checkpoints_in(self.job.folder / "checkpoints")
-            raise NonFiniteLossError(
-                f"The loss became {loss} at step {self.step}",
-                "The learning rate is too high for this recipe, or the precision too low."
-                + (f" The last good checkpoint is {kept[-1].name}." if kept else ""),
-                f"Set `optimizer.learning_rate` to {self.recipe.optimizer.learning_rate / 4:g}"
-                ' (or `training.precision = "fp32"`) and start again.',
-            )
+            raise self._not_finite(f"The loss became {loss} at step {self.step}")
         epoch = self.batches.epoch_of(self.step * self.recipe.training.accumulation - 1) + 1
         emit(
             "step",
@@ -164,18 +186,44 @@ class Training:
             memory_gb=memory_gb(self.job.device),
         )
 
+    def check_weights(self) -> None:
+        """Refuses to save an adapter that is broken.
+
+        Raises:
+            NonFiniteLossError: A weight is NaN or infinite.
+        """
+        if not all(parameter.isfinite().all() for parameter in self.parameters):
+            raise self._not_finite(f"The adapter's weights became NaN or infinite by step {self.step}")
+
+    def _not_finite(self, what: str) -> NonFiniteLossError:
+        kept = checkpoints_in(self.job.folder / "checkpoints")
+        return NonFiniteLossError(
+            what,
+            "The learning rate is too high for this recipe, or the precision too low."
+            + (f" The last good checkpoint is {kept[-1].name}." if kept else ""),
+            f"Set `optimizer.learning_rate` to {self.recipe.optimizer.learning_rate / 4:g}"
+            ' (or `training.precision = "fp32"`) and start again.',
+        )
+
+    def _digest(self) -> str:
+        """Of all that shapes the result: recipe, base model, and the bytes, captions and crops of the data."""
+        items = [(self.job.latents_key(i), i.captions, i.repeats, i.caption_dropout) for i in self.job.data.train]
+        weights = self.job.base.fingerprint(self.job.family.experts[0].component)
+        return hashlib.sha256(repr([recipes.digest(self.recipe), weights, items]).encode()).hexdigest()
+
     def evaluate(self) -> None:
         with weights_for_use(self.optimizer):
             for name, loss in self.evaluation.run(self.denoiser).items():
                 emit("eval", step=self.step, loss=round(loss, 6), dataset=name)
 
     def preview(self) -> None:
-        with weights_for_use(self.optimizer):
+        with weights_for_use(self.optimizer), self.training_adapter_removed():
             self.previews.write(self.denoiser, self.step)
 
     def save_lora(self, final: bool) -> None:
         folder = self.job.folder / "lora"
         items = len({item.item.path for item in self.job.data.train})
+        self.check_weights()
         with weights_for_use(self.optimizer):
             written = write_lora(
                 folder,
@@ -194,6 +242,7 @@ class Training:
     def checkpoint(self) -> None:
         if self.saved_step == self.step or self.step == 0:
             return
+        self.check_weights()
         place = Place(self.step, self.digest)
         folder, keep = self.job.folder / "checkpoints", self.recipe.saving.keep_checkpoints
         path = save_checkpoint(folder, place, self.denoiser, self.optimizer, keep)
@@ -212,12 +261,8 @@ class Training:
 
 
 def load_denoiser(job: Job) -> nn.Module:
-    """The frozen denoiser, with the recipe's training adapter merged in."""
-    denoiser = job.family.load_denoiser(job.base, job.family.experts[0], job.device, job.dtype)
-    section = job.recipe.base_model
-    if section.training_adapter:
-        adapters.merge(denoiser, Path(section.training_adapter), section.training_adapter_strength)
-    return denoiser
+    """The frozen denoiser as it is on disk."""
+    return job.family.load_denoiser(job.base, job.family.experts[0], job.device, job.dtype)
 
 
 def memory_gb(device: torch.device) -> float:

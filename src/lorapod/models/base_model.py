@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lorapod.errors import BaseModelError
+from lorapod.files import is_whole_safetensors
 from lorapod.models.catalogue import Entry, catalogue
 from lorapod.workspace import Workspace
 
@@ -29,7 +30,7 @@ _OTHER_PIPELINES = {
     "WanImageToVideoPipeline": "wan",
     "QwenImagePipeline": "qwen_image",
 }
-_WEIGHTLESS = {"tokenizer", "tokenizer_2", "scheduler", "image_processor"}
+_WEIGHTLESS = {"tokenizer", "tokenizer_2", "scheduler"}
 _SAMPLED_BYTES = 1 << 16
 _SAMPLES = 64
 
@@ -49,7 +50,7 @@ class BaseModel:
     folder: Path
 
     def fingerprint(self, component: str) -> str:
-        """SHA-256 over names, sizes, headers and 64 evenly spread samples of a component's weight files, as hex.
+        """SHA-256 of a component, as hex: its small files, and names, sizes and 64 spread samples of its weight files.
 
         It tells models apart in well under a second even where the files are tens of gigabytes; it is no proof against
         somebody who wants two models to look alike.
@@ -62,9 +63,9 @@ class BaseModel:
                 for i in range(_SAMPLES):
                     file.seek(max(0, (size - _SAMPLED_BYTES) * i // (_SAMPLES - 1)))
                     digest.update(file.read(_SAMPLED_BYTES))
-        config = self.folder / component / "config.json"
-        if config.exists():
-            digest.update(config.read_bytes())
+        for path in sorted((self.folder / component).glob("*")):
+            if path.suffix in (".json", ".jinja", ".txt", ".model"):
+                digest.update(path.name.encode() + path.read_bytes())
         return digest.hexdigest()
 
 
@@ -149,9 +150,12 @@ def _missing(folder: Path, part: str, class_name: str) -> Iterator[str]:
         yield f"{part}/"
         return
     if part in _WEIGHTLESS:
-        names = {"scheduler": "scheduler_config.json"}.get(part, "tokenizer_config.json")
-        if not (place / names).is_file():
-            yield f"{part}/{names}"
+        name = "scheduler_config.json" if part == "scheduler" else "tokenizer_config.json"
+        if not (place / name).is_file():
+            yield f"{part}/{name}"
+        words = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
+        if part.startswith("tokenizer") and not any((place / name).is_file() for name in words):
+            yield f"{part}/tokenizer.json"
         return
     config_file = place / "config.json"
     if not config_file.is_file():
@@ -174,21 +178,6 @@ def _missing(folder: Path, part: str, class_name: str) -> Iterator[str]:
     for name in sorted(files):
         if not is_whole_safetensors(place / name):
             yield f"{part}/{name} (cut off)"
-
-
-def is_whole_safetensors(path: Path) -> bool:
-    """Whether the file's header can be read and the file is as long as the header says."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > size - 8:
-            return False
-        try:
-            header = json.loads(file.read(length))
-        except ValueError:
-            return False
-    ends = [spec["data_offsets"][1] for key, spec in header.items() if key != "__metadata__"]
-    return size == 8 + length + max(ends, default=0)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

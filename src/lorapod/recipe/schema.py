@@ -76,7 +76,7 @@ class BaseModelSection(Section):
     """What the LoRA is trained on."""
 
     name: str = Field(
-        description="Name of a base model of the catalogue (`lorapod models list`), or the path of a folder in "
+        description="Name of a base model of the catalogue (`demo`, `z-image`, `z-image-turbo`), or the path of a folder in "
         "diffusers layout."
     )
     training_adapter: Path | None = Field(
@@ -172,7 +172,7 @@ class TrainingSection(Section):
 class EvaluationSection(Section):
     """Loss on held-out items at fixed noise and fixed timesteps, comparable between runs."""
 
-    every: int = Field(100, ge=0, description="Steps between evaluations; 0 evaluates only at the end.")
+    every: int = Field(100, ge=0, description="Steps between evaluations; 0 evaluates only before and after training.")
     quantiles: int = Field(4, ge=1, le=32, description="Fixed noise levels at which each held-out item is evaluated.")
     max_items: int = Field(32, ge=1, description="At most so many held-out items of each dataset.")
 
@@ -197,7 +197,9 @@ class PreviewSection(Section):
 class SavingSection(Section):
     """What is written, and when."""
 
-    checkpoint_every: int = Field(250, ge=0, description="Steps between checkpoints; 0 writes one only when stopped.")
+    checkpoint_every: int = Field(
+        250, ge=0, description="Steps between checkpoints; 0 writes one only at the end or when stopped."
+    )
     keep_checkpoints: int = Field(2, ge=1, description="How many of the newest checkpoints are kept.")
     lora_every: int = Field(0, ge=0, description="Steps between LoRA files; 0 writes one only at the end.")
     formats: list[LoraFormat] = Field([LoraFormat.COMFYUI], min_length=1, description="Key layouts to write.")
@@ -224,6 +226,8 @@ class Recipe(Section):
     def _name_is_a_file_name(cls, value: str) -> str:
         if value in (".", "..") or any(c in value for c in '/\\\0\n:*?"<>|') or value != value.strip():
             raise ValueError('it becomes a file name, so it must not hold / \\ : * ? " < > | or outer spaces')
+        if len(value.encode()) > 200:
+            raise ValueError("it becomes a file name, so it must not be longer than 200 bytes")
         return value
 
     @property

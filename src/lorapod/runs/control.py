@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import signal
 import subprocess
 import sys
 import time
+
+import psutil
 
 from lorapod import recipe as recipes
 from lorapod.errors import CheckpointError, RunError, StageFailedError
@@ -29,7 +31,7 @@ def start_run(recipe: Recipe, workspace: Workspace) -> RunFolder:
         RequestError: The trainer or the base model cannot be used; nothing was started.
         DiskError: The workspace cannot be written.
     """
-    get_trainer(recipe.trainer)
+    get_trainer(recipe.trainer).check(recipe)
     find_base_model(recipe.base_model.name, workspace)
     run = create_run(recipe, workspace)
     _spawn(run, workspace, resume=False)
@@ -92,10 +94,11 @@ def stop_run(run: RunFolder, now: bool = False) -> None:
         raise RunError(
             f"The run {run.id} is not going on", f"It is {state_of(run).status}.", "There is nothing to stop."
         )
-    os.kill(supervisor.pid, signal.SIGINT)
-    if now:
-        time.sleep(0.2)  # two signals at the same instant would count as one
-        os.kill(supervisor.pid, signal.SIGINT)
+    with contextlib.suppress(psutil.NoSuchProcess):  # it ended by itself meanwhile
+        supervisor.send_signal(signal.SIGINT)
+        if now:
+            time.sleep(0.2)  # two signals at the same instant would count as one
+            supervisor.send_signal(signal.SIGINT)
 
 
 def _spawn(run: RunFolder, workspace: Workspace, resume: bool) -> None:
@@ -110,13 +113,19 @@ def _spawn(run: RunFolder, workspace: Workspace, resume: bool) -> None:
             start_new_session=True,
         )
     deadline = time.monotonic() + _START_SECONDS
-    while time.monotonic() < deadline:
-        if run.lock.exists() and run.lock.read_text() != before:
-            return
-        if process.poll() is not None:
-            break
-        time.sleep(0.05)
+    try:
+        while time.monotonic() < deadline:
+            if run.lock.exists() and run.lock.read_text() != before:
+                return
+            if process.poll() is not None:
+                break
+            time.sleep(0.05)
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGINT)
+        raise
     process.terminate()
+    if supervisor_of(run) is not None:
+        raise RunError(f"The run {run.id} is already going on", "", f"Watch it with `lorapod runs attach {run.id}`.")
     last = "\n".join(run.log.read_text(errors="replace").strip().split("\n")[-3:])
     journal = Journal(run)
     journal.add(event("error", message="The supervisor did not start", hint=last))

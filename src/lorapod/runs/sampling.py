@@ -50,6 +50,7 @@ def sample_grid(
         request_file = Path(folder) / "request.json"
         request_file.write_text(json.dumps(request), encoding="utf-8")
         trainer = BuiltinTrainer()
+        workspace.root.mkdir(parents=True, exist_ok=True)
         stage = trainer.sample_stage(request_file, workspace)
         ended = subprocess.run(
             stage.argv, env=stage.env, cwd=stage.cwd, capture_output=True, text=True, errors="replace", check=False

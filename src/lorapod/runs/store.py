@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
-from lorapod.errors import LorapodError
+from lorapod.errors import DiskError, LorapodError
+from lorapod.files import disk_error
 from lorapod.runs.folder import RunFolder, all_runs
 from lorapod.runs.journal import state_of
 from lorapod.workspace import Workspace
@@ -105,15 +106,26 @@ def _row_of(run: RunFolder) -> RunRow:
 @contextmanager
 def _opened(workspace: Workspace) -> Iterator[sqlite3.Connection]:
     """A connection inside a transaction; a store that cannot be used is put aside and made anew."""
-    workspace.root.mkdir(parents=True, exist_ok=True)
     try:
-        store = _connect(workspace)
-    except sqlite3.DatabaseError:
-        for suffix in ("", "-wal", "-shm"):
-            workspace.store.with_name(workspace.store.name + suffix).unlink(missing_ok=True)
-        store = _connect(workspace)
-    with closing(store), store:
-        yield store
+        workspace.root.mkdir(parents=True, exist_ok=True)
+        try:
+            store = _connect(workspace)
+        except sqlite3.OperationalError:
+            raise  # locked, or not writable: not damage
+        except sqlite3.DatabaseError:
+            for suffix in ("", "-wal", "-shm"):
+                workspace.store.with_name(workspace.store.name + suffix).unlink(missing_ok=True)
+            store = _connect(workspace)
+        with closing(store), store:
+            yield store
+    except sqlite3.Error as error:
+        raise DiskError(
+            f"The list of runs in {workspace.store} cannot be used",
+            str(error),
+            "Remove that file; it is made anew from the run folders.",
+        ) from error
+    except OSError as error:
+        raise disk_error(error, workspace.store) from error
 
 
 def _connect(workspace: Workspace) -> sqlite3.Connection:
@@ -123,6 +135,7 @@ def _connect(workspace: Workspace) -> sqlite3.Connection:
         (version,) = store.execute("PRAGMA user_version").fetchone()
         if version != VERSION:
             with store:
+                store.execute("BEGIN IMMEDIATE")
                 store.execute("DROP TABLE IF EXISTS runs")
                 store.execute(_SCHEMA)
                 store.execute(f"PRAGMA user_version = {VERSION}")

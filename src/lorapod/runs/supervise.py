@@ -15,6 +15,7 @@ import ctypes
 import fcntl
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -22,13 +23,13 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import psutil
 
 from lorapod.errors import LorapodError, RunError
-from lorapod.events import EndStatus, Event, event, to_line
-from lorapod.files import write_text_whole
+from lorapod.events import EndStatus, Event, event
+from lorapod.files import disk_error, write_text_whole
 from lorapod.runs.folder import RunFolder
 from lorapod.runs.journal import Journal
 from lorapod.runs.report import write_report
@@ -71,26 +72,44 @@ class Supervisor:
         Raises:
             RunError: Another supervisor has this run.
         """
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         with self._locked():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, self._on_signal)
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
             self.journal = Journal(self.run_folder)
-            began, status = time.time(), "done"
+            self._sweep()
+            self._record()
+            began, status = time.time(), "failed"
             try:
-                for stage in stages:
-                    status = self._run_stage(stage)
-                    if status != "done":
-                        break
-            except LorapodError as error:
-                self._note(event("error", message=error.what, hint=error.to_hint()))
-                status = "failed"
+                status = self._run_stages(stages)
+            except (LorapodError, OSError) as error:
+                shown = error if isinstance(error, LorapodError) else disk_error(error, self.run_folder.path)
+                self._note(event("error", message=shown.what, hint=shown.to_hint()))
             finally:
                 self._note(event("end", status=status, seconds=round(time.time() - began, 1)))
                 self.journal.close()
             write_report(self.run_folder.path)
-            record(self.run_folder, self.workspace)
+        self._record()
         return status  # type: ignore[return-value]
+
+    def _run_stages(self, stages: Sequence[Stage]) -> str:
+        for stage in stages:
+            status = self._run_stage(stage)
+            if status != "done":
+                return status
+        return "done"
+
+    def _record(self) -> None:
+        """Tells the store; a store that cannot be written is no reason to end a run, since it can be made anew."""
+        try:
+            record(self.run_folder, self.workspace)
+        except LorapodError as error:
+            self.run_folder.log.open("a").write(f"{error}\n")
+
+    def _sweep(self) -> None:
+        """Removes half-written files that a killed stage left in the run folder."""
+        for part in self.run_folder.path.glob("*/.*.part"):
+            part.unlink(missing_ok=True)
 
     def _run_stage(self, stage: Stage) -> str:
         if self.stops_asked:
@@ -112,18 +131,19 @@ class Supervisor:
             except OSError as error:
                 self._note(event("error", message=f"The stage {stage.name} could not be started", hint=str(error)))
                 return "failed"
+            if self.stops_asked:
+                self._end_group(signal.SIGINT)  # asked between the check above and the start
             try:
                 assert self.process.stdout is not None
                 self._read(self.process.stdout.fileno(), log)
                 code = self.process.wait()
             finally:
                 self._end_group(signal.SIGKILL)  # whatever the stage left behind in its group
+                self.process = None
         return self._status_of(stage, code)
 
     def _read(self, source: int, log: BinaryIO) -> None:
         """Reads the stage's output until it is closed, without ever waiting longer than a tick."""
-        import select
-
         pending = b""
         while True:
             ready, _, _ = select.select([source], [], [], 0.5)
@@ -157,9 +177,11 @@ class Supervisor:
             self.tail = [*self.tail, text.strip()][-_HINT_LINES:]
 
     def _note(self, item: Event) -> None:
-        line = mask_secrets(to_line(item), self.secrets)
         self.had_error = self.had_error or item["type"] == "error"
-        self.journal.add(json.loads(line))
+        self.journal.add({name: self._masked(value) if name != "type" else value for name, value in item.items()})
+
+    def _masked(self, value: Any) -> Any:
+        return mask_secrets(value, self.secrets) if isinstance(value, str) else value
 
     def _status_of(self, stage: Stage, code: int) -> str:
         if self.stops_asked and (code in (STOPPED_EXIT, -signal.SIGTERM, -signal.SIGKILL, -signal.SIGINT)):
@@ -237,7 +259,11 @@ def main() -> int:
     recipe = run.recipe()
     trainer = get_trainer(recipe.trainer)
     stages = trainer.plan(recipe, run.path, workspace, arguments.resume)
-    status = Supervisor(run, workspace, trainer).run(stages)
+    try:
+        status = Supervisor(run, workspace, trainer).run(stages)
+    except RunError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
     return {"done": 0, "stopped": STOPPED_EXIT}.get(status, 1)
 
 

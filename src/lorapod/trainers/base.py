@@ -26,6 +26,13 @@ class Trainer(Protocol):
 
     name: str
 
+    def check(self, recipe: Recipe) -> None:
+        """Refuses, before anything is started, what this trainer cannot do with the recipe.
+
+        Raises:
+            RequestError: What it is, and what to change.
+        """
+
     def plan(self, recipe: Recipe, run_dir: Path, workspace: Workspace, resume: bool) -> list[Stage]:
         """The stages of a run, in order."""
 

@@ -4,18 +4,49 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
+from lorapod.errors import MissingPackageError, RequestError
 from lorapod.events import PREFIX, Event, from_line
 from lorapod.recipe import Recipe
+from lorapod.recipe.schema import AdapterKind, OptimizerKind
 from lorapod.trainers.base import Stage
 from lorapod.workspace import Workspace
+
+_PACKAGES = {
+    OptimizerKind.ADAMW_8BIT: "bitsandbytes",
+    OptimizerKind.PRODIGY: "prodigyopt",
+    OptimizerKind.SCHEDULE_FREE: "schedulefree",
+}
 
 
 class BuiltinTrainer:
     """Starts `python -m lorapod.engine`, which prints events itself."""
 
     name = "builtin"
+
+    def check(self, recipe: Recipe) -> None:
+        optimizer = recipe.optimizer
+        if recipe.adapter.kind is not AdapterKind.LORA:
+            raise RequestError(
+                f"The built-in engine does not train adapters of kind {recipe.adapter.kind.value} yet",
+                "This version trains `lora`.",
+                'Set `adapter.kind = "lora"`.',
+            )
+        package = _PACKAGES.get(optimizer.kind)
+        if package and find_spec(package) is None:
+            raise MissingPackageError(
+                f"The optimizer {optimizer.kind.value} needs the package {package}",
+                "It is not installed.",
+                f"Install it with `pip install {package}`, or set `optimizer.kind` to `adamw`.",
+            )
+        if optimizer.kind is OptimizerKind.PRODIGY and optimizer.learning_rate < 0.1:
+            raise RequestError(
+                f"Prodigy hardly trains at a learning rate of {optimizer.learning_rate:g}",
+                "It finds the rate itself and multiplies it by this one.",
+                "Set `optimizer.learning_rate = 1.0`.",
+            )
 
     def plan(self, recipe: Recipe, run_dir: Path, workspace: Workspace, resume: bool) -> list[Stage]:
         train = ["train", str(run_dir), *(["--resume"] if resume else [])]
@@ -29,5 +60,5 @@ class BuiltinTrainer:
         return from_line(line.removeprefix(PREFIX)) if line.startswith(PREFIX) else None
 
     def _stage(self, name: str, arguments: list[str], workspace: Workspace) -> Stage:
-        argv = [sys.executable, "-m", "lorapod.engine", *arguments, "--workspace", str(workspace.root)]
+        argv = [sys.executable, "-P", "-m", "lorapod.engine", *arguments, "--workspace", str(workspace.root)]
         return Stage(name, argv, dict(os.environ) | {"PYTHONUNBUFFERED": "1"}, workspace.root)
