@@ -36,9 +36,9 @@ if mode == "noise":
 if mode == "bar":
     sys.stdout.write("loading shards:  50%\rloading shards: 100%")  # as tqdm does: no line end before the next event
 if mode == "deaf":
-    say("step", step=1, total=5, epoch=1, loss=1.0, lr=1e-4, seconds=0.01)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    say("step", step=1, total=5, epoch=1, loss=1.0, lr=1e-4, seconds=0.01)
     os.close(1)
     os.close(2)
     time.sleep(60)

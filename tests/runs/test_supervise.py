@@ -198,7 +198,7 @@ def test_a_full_disk_stops_the_stage_before_the_run_fails(run: RunFolder, worksp
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))  # noqa: E731
     process = subprocess.Popen(argv, preexec_fn=limit, start_new_session=True, stderr=subprocess.DEVNULL)
     process.wait(60)
-    assert not stage_processes(run)
+    assert not stage_processes(run) and state_of(run).status in ("failed", "interrupted")
     assert all(line.endswith("}") for line in run.events.read_text().split("\n")[:-1])
 
 
@@ -213,14 +213,16 @@ def test_asking_a_run_to_stop_twice_still_lets_it_write_its_checkpoint(run: RunF
     assert state.status == "stopped" and len(state.checkpoints) == 1
 
 
-def test_a_stage_that_closed_its_output_is_still_ended_by_a_second_stop(run: RunFolder, workspace: Workspace) -> None:
+def test_a_stage_that_closed_its_output_and_will_not_stop_is_ended_after_patience(
+    run: RunFolder, workspace: Workspace
+) -> None:
     process = supervise(run, workspace, "deaf")
     until(lambda: steps(run) == 1)
     stop_run(run)
     process.wait(20)
     state = state_of(run)
     assert state.status == "stopped" and not stage_processes(run)
-    assert any("checkpoint" in w["message"] for w in state.warnings)  # what was lost is said
+    assert any("checkpoint" in w["hint"] for w in state.warnings)  # what was lost is said
 
 
 def test_a_run_that_goes_on_again_is_listed_as_running(run: RunFolder, workspace: Workspace) -> None:
@@ -280,3 +282,20 @@ def test_a_secret_that_looks_like_a_number_does_not_break_events(run: RunFolder,
     process = supervise(run, workspace, "done", env={"MY_PASSWORD": str(int(time.time()) // 100)})
     assert process.wait(60) == 0
     assert state_of(run).status == "done"
+
+
+def test_a_run_goes_on_without_a_usable_store(run: RunFolder, workspace: Workspace) -> None:
+    workspace.store.mkdir()
+    assert supervise(run, workspace, "done").wait(60) == 0
+    assert state_of(run).status == "done"
+
+
+def test_a_kill_by_the_system_during_a_stop_is_not_called_a_stop(run: RunFolder, workspace: Workspace) -> None:
+    process = supervise(run, workspace, "slow")
+    until(lambda: steps(run) > 2)
+    stop_run(run)
+    (stage,) = stage_processes(run)
+    stage.kill()
+    process.wait(60)
+    state = state_of(run)
+    assert state.status == "failed" and state.error and "memory" in state.error["hint"]

@@ -280,6 +280,7 @@ def train_base(work: Path, minutes: float, batch: int, peak: float) -> None:
         joint.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         ema, step, spent = state["ema"], state["step"], state["spent"]
+        smooth = state.get("smooth", 0.0)
         print(f"goes on at step {step}, {spent / 60:.1f} minutes", flush=True)
     else:
         nn.init.normal_(joint.transformer.all_final_layer["2-1"].linear.weight, std=0.02)
@@ -302,7 +303,7 @@ def train_base(work: Path, minutes: float, batch: int, peak: float) -> None:
         drop = torch.rand(batch) < 0.1
         ids[drop], mask[drop] = empty, empty_mask
         noise = torch.randn_like(x0)
-        sigma = torch.sigmoid(torch.randn(batch) * 1.1 + 0.2)
+        sigma = torch.sigmoid(torch.randn(batch) * 1.1 + 0.5)
         s = sigma.view(-1, 1, 1, 1)
         with torch.autocast("cpu", torch.bfloat16):
             out = fast((1 - s) * x0 + s * noise, 1 - sigma, ids, mask, freqs[size])

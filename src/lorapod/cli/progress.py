@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Self
 
 from rich.console import Console
@@ -34,31 +35,51 @@ def watch(run: RunFolder, console: Console) -> str:
 
     Closing the terminal, or killing this process, leaves the run going.
     """
-    tail, stops, state = Tail(run), 0, RunState()
-    with _View(console) as view:
+    tail, state, answered = Tail(run), RunState(), 0
+    supervisor = supervisor_of(run)
+    # what happened before a resume counts, but is not told again; processes' start times are a second coarse
+    since = supervisor.create_time() - 1 if supervisor else 0.0
+    with _View(console) as view, _CtrlC() as ctrl_c:
         while True:
-            try:
-                over = supervisor_of(run) is None
-                for event in tail.new():
-                    state.add(event)
+            over = supervisor_of(run) is None
+            for event in tail.new():
+                state.add(event)
+                if event["t"] >= since:
                     view.show(event, state)
-                if over:
-                    break
-                time.sleep(_PAUSE_SECONDS)
-            except KeyboardInterrupt:
-                stops += 1
-                view.say(_stop(run, stops))
+            if over:
+                break
+            if ctrl_c.presses > answered:
+                answered = ctrl_c.presses
+                view.say(_stop(run, at_once=answered > 1))
+            time.sleep(_PAUSE_SECONDS)
     return state_of(run).status
 
 
-def _stop(run: RunFolder, stops: int) -> str:
+def _stop(run: RunFolder, at_once: bool) -> str:
     try:
-        stop_run(run)
-    except RunError:
-        return "The run is over already."
-    if stops == 1:
-        return "Stopping after this step, with a checkpoint. Ctrl-C again stops at once."
-    return "Stopping at once."
+        stop_run(run, now=at_once)
+    except RunError as error:
+        return error.what
+    return (
+        "Stopping at once." if at_once else "Stopping after this step, with a checkpoint. Ctrl-C again stops at once."
+    )
+
+
+class _CtrlC:
+    """Counts Ctrl-C in place of raising, so that no press is lost or ends the watching half-way."""
+
+    def __init__(self) -> None:
+        self.presses = 0
+
+    def __enter__(self) -> Self:
+        self._before = signal.signal(signal.SIGINT, self._on_press)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _on_press(self, number: int, frame: FrameType | None) -> None:
+        self.presses += 1
 
 
 class _View:

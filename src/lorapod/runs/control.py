@@ -17,7 +17,7 @@ from lorapod.files import write_text_whole
 from lorapod.models import find_base_model
 from lorapod.recipe import Recipe
 from lorapod.runs.folder import RunFolder, all_runs, create_run
-from lorapod.runs.journal import Journal, state_of, supervisor_of
+from lorapod.runs.journal import Journal, state_of, stop_asked, supervisor_of
 from lorapod.trainers import get_trainer
 from lorapod.workspace import Workspace
 
@@ -86,23 +86,33 @@ def newest_run_of(name: str, workspace: Workspace) -> RunFolder:
 def stop_run(run: RunFolder, now: bool = False) -> None:
     """Asks a run to stop after the present step with a checkpoint; `now`: at once, without one.
 
+    Asking again without `now` changes nothing: only `now` ends a run that is about to write its checkpoint.
+
     Raises:
-        RunError: It is not going on.
+        RunError: It is not going on, or belongs to another user.
     """
     supervisor = supervisor_of(run)
     if supervisor is None:
         raise RunError(
             f"The run {run.id} is not going on", f"It is {state_of(run).status}.", "There is nothing to stop."
         )
-    with contextlib.suppress(psutil.NoSuchProcess):  # it ended by itself meanwhile
-        supervisor.send_signal(signal.SIGINT)
-        if now:
-            time.sleep(0.2)  # two signals at the same instant would count as one
+    if stop_asked(run) and not now:
+        return
+    try:
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended by itself meanwhile
             supervisor.send_signal(signal.SIGINT)
+            if now:
+                time.sleep(0.2)  # two signals at the same instant would count as one
+                supervisor.send_signal(signal.SIGINT)
+    except psutil.AccessDenied as error:
+        raise RunError(
+            f"The run {run.id} cannot be stopped", "Another user started it.", "Stop it as that user."
+        ) from error
 
 
 def _spawn(run: RunFolder, workspace: Workspace, resume: bool) -> None:
-    argv = [sys.executable, "-m", "lorapod.runs.supervise", str(run.path), "--workspace", str(workspace.root)]
+    # -P: a file in the present folder that is named like a module must not be imported in its place
+    argv = [sys.executable, "-P", "-m", "lorapod.runs.supervise", str(run.path), "--workspace", str(workspace.root)]
     before = run.lock.read_text() if run.lock.exists() else ""
     with run.log.open("ab") as log:
         process = subprocess.Popen(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import secrets
 import time
 from dataclasses import dataclass
@@ -113,8 +114,11 @@ def find_run(reference: str | None, workspace: Workspace) -> RunFolder:
             "Give more of the id.",
         )
     known = ", ".join(f"{run.id} ({run.name})" for run in runs[:5])
+    words = dict.fromkeys(word for run in runs for word in (run.name, run.id))
+    near = difflib.get_close_matches(reference, words, n=3)
+    meant = f"Did you mean {' or '.join(near)}? " if near else ""
     raise RunError(
         f"There is no run called {reference}",
         f"The newest are {known}." if known else f"{workspace.runs} holds no runs.",
-        "See them all with `lorapod runs list`.",
+        f"{meant}See them all with `lorapod runs list`.",
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass, field
+from typing import Any
 
 import psutil
 
@@ -18,12 +19,28 @@ from lorapod.runs.folder import RunFolder
 _SMOOTHING = 0.95
 _RATE_STEPS = 30
 
+_NUMBER = (int, float)
+_NEEDED: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "stage": {"name": str},
+    "step": {"step": int, "total": int, "loss": _NUMBER, "seconds": _NUMBER},
+    "eval": {"step": int, "loss": _NUMBER, "dataset": str},
+    "preview": {"step": int, "path": str, "prompt": str, "seed": int},
+    "checkpoint": {"step": int, "path": str},
+    "lora": {"step": int, "path": str},
+    "progress": {"stage": str, "done": int, "total": int, "unit": str},
+    "warning": {"message": str},
+    "error": {"message": str},
+    "info": {"message": str},
+}
+"""Fields without which an event says nothing, by type."""
+
 
 class Journal:
-    """Appends events to a run; each line is written by one call, so it is there whole or not at all."""
+    """Appends events to a run; each line is written by one call, and a line that was torn all the same is ended."""
 
     def __init__(self, run: RunFolder) -> None:
         self.run = run
+        self._torn = False
         try:
             self._file = os.open(run.events, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
             size = os.fstat(self._file).st_size
@@ -38,21 +55,39 @@ class Journal:
         Raises:
             DiskError: No space.
         """
+        data = (("\n" if self._torn else "") + to_line(event) + "\n").encode()
         try:
-            os.write(self._file, (to_line(event) + "\n").encode())
+            write_all(self._file, data)
         except OSError as error:
+            self._torn = True
             raise disk_error(error, self.run.events) from error
+        self._torn = False
 
     def close(self) -> None:
         os.close(self._file)
 
 
+def write_all(file: int, data: bytes) -> None:
+    """Writes `data` to a file descriptor; a nearly full disk takes a part of it before it raises `OSError`."""
+    while data:
+        data = data[os.write(file, data) :]
+
+
 def read_events(run: RunFolder) -> list[Event]:
-    """Every event so far; a torn line is left out."""
+    """Every event so far; a torn line, or one that lacks what its type must have, is left out."""
     if not run.events.exists():
         return []
-    text = run.events.read_bytes().decode("utf-8", errors="replace")
-    return [event for event in map(from_line, text.split("\n")) if event]
+    return _events_on(run.events.read_bytes().split(b"\n"))
+
+
+def _events_on(lines: list[bytes]) -> list[Event]:
+    found = (from_line(line.decode("utf-8", errors="replace")) for line in lines)
+    return [event for event in found if event and _is_whole(event)]
+
+
+def _is_whole(event: Event) -> bool:
+    needed = _NEEDED.get(event["type"], {}) | {"t": _NUMBER}
+    return all(isinstance(event.get(name), kind) for name, kind in needed.items())
 
 
 class Tail:
@@ -68,8 +103,7 @@ class Tail:
             data = file.read()
         self._place += len(data)
         *lines, self._pending = (self._pending + data).split(b"\n")
-        found = (from_line(line.decode("utf-8", errors="replace")) for line in lines)
-        return [event for event in found if event]
+        return _events_on(lines)
 
 
 @dataclass
@@ -95,6 +129,7 @@ class RunState:
     warnings: list[Event] = field(default_factory=list)
     error: Event | None = None
     _recent: list[float] = field(default_factory=list, repr=False)
+    _smoothed: list[tuple[int, float]] = field(default_factory=list, repr=False)
 
     @property
     def seconds_left(self) -> float | None:
@@ -118,7 +153,7 @@ class RunState:
             curve = [point for point in self.evals.get(event["dataset"], []) if point[0] < event["step"]]
             self.evals[event["dataset"]] = [*curve, (event["step"], event["loss"])]
         elif kind == "preview":
-            self.previews.append(event)
+            self.previews = [*(p for p in self.previews if p["path"] != event["path"]), event]
         elif kind == "checkpoint":
             self.checkpoints = [*(c for c in self.checkpoints if c != event["path"]), event["path"]]
         elif kind == "lora":
@@ -132,18 +167,21 @@ class RunState:
         self.step, self.total, self.epoch = event["step"], event["total"], event.get("epoch", 0)
         self.loss, self.learning_rate = event["loss"], event.get("lr")
         self.memory_gb = event.get("memory_gb", self.memory_gb)
-        before = self.smooth_loss if self.smooth_loss is not None else event["loss"]
+        while self._smoothed and self._smoothed[-1][0] >= self.step:
+            self._smoothed.pop()
+        before = self._smoothed[-1][1] if self._smoothed else event["loss"]
         self.smooth_loss = _SMOOTHING * before + (1 - _SMOOTHING) * event["loss"]
+        self._smoothed.append((self.step, self.smooth_loss))
         self._recent = [*self._recent, event["seconds"]][-_RATE_STEPS:]
         self.seconds_per_step = sum(self._recent) / len(self._recent)
 
 
 def state_of(run: RunFolder) -> RunState:
     """The state of a run. A run that has no `end` and no living supervisor was interrupted."""
+    alive = supervisor_of(run) is not None  # asked first: a run that ends meanwhile has its `end` among the events
     state = RunState()
     for event in read_events(run):
         state.add(event)
-    alive = supervisor_of(run) is not None
     if alive:
         state.status = "running"
     elif state.status in ("running", "created") and (state.started or run.lock.exists()):
@@ -154,9 +192,22 @@ def state_of(run: RunFolder) -> RunState:
 def supervisor_of(run: RunFolder) -> psutil.Process | None:
     """The living supervisor of a run; a process that merely got the same number is told apart by its start time."""
     try:
-        noted = json.loads(run.lock.read_text(encoding="utf-8"))
+        noted = _noted(run)
         process = psutil.Process(noted["pid"])
         same = abs(process.create_time() - noted["created"]) < 2 and process.status() != psutil.STATUS_ZOMBIE
     except (OSError, ValueError, KeyError, TypeError, psutil.Error):
         return None
     return process if same else None
+
+
+def stop_asked(run: RunFolder) -> bool:
+    """Whether the run's newest supervisor was asked to stop."""
+    try:
+        return bool(_noted(run).get("stopping"))
+    except (OSError, ValueError):
+        return False
+
+
+def _noted(run: RunFolder) -> dict[str, Any]:
+    noted = json.loads(run.lock.read_text(encoding="utf-8"))
+    return noted if isinstance(noted, dict) else {}

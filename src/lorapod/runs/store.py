@@ -1,33 +1,43 @@
 """The store: a table of the workspace's runs, for lists. It only repeats what the run folders say.
 
-A store that is missing, damaged or of another version is made anew from the folders.
+A store that is missing, damaged or of another version is made anew from the folders. One that cannot be used at all, as
+on a disk that may only be read, is done without, with a warning.
 """
 
 from __future__ import annotations
 
+import logging
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import closing, suppress
+from dataclasses import astuple, dataclass
+from typing import TypeVar
 
-from lorapod.errors import DiskError, LorapodError
-from lorapod.files import disk_error
+from lorapod.errors import LorapodError
 from lorapod.runs.folder import RunFolder, all_runs
 from lorapod.runs.journal import state_of
 from lorapod.workspace import Workspace
 
-VERSION = 1
+VERSION = 2
 _SCHEMA = """
 CREATE TABLE runs (
     path TEXT PRIMARY KEY, id TEXT NOT NULL, name TEXT NOT NULL, base_model TEXT NOT NULL, status TEXT NOT NULL,
-    step INTEGER NOT NULL, total INTEGER NOT NULL, loss REAL, started REAL, ended REAL
+    step INTEGER NOT NULL, total INTEGER NOT NULL, loss REAL, started REAL, ended REAL,
+    events_size INTEGER NOT NULL
 )
 """
+_BUSY_SECONDS = 30.0
+_OVER = ("done", "failed", "stopped")
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+"""SQLITE_ERROR is what a query gets from a store whose tables are not ours."""
+
+_logger = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
 class RunRow:
-    """A run as the list shows it; times are Unix seconds."""
+    """A run as the list shows it; times are Unix seconds, `events_size` is the bytes of events it was added up from."""
 
     path: str
     id: str
@@ -39,107 +49,100 @@ class RunRow:
     loss: float | None
     started: float | None
     ended: float | None
+    events_size: int
 
 
 def record(run: RunFolder, workspace: Workspace) -> RunRow:
     """Writes the present state of a run into the store."""
     row = _row_of(run)
-    with _opened(workspace) as store:
-        _put(store, row)
+    _in_store(workspace, lambda store: _put(store, [row]))
     return row
 
 
 def list_runs(workspace: Workspace) -> list[RunRow]:
-    """Every run, newest first. Runs that were not finished when last recorded are looked at again."""
-    folders = {str(run.path): run for run in all_runs(workspace)}
-    with _opened(workspace) as store:
-        known = {row[0]: RunRow(*row) for row in store.execute("SELECT * FROM runs")}
-        for path in known.keys() - folders.keys():
-            store.execute("DELETE FROM runs WHERE path = ?", (path,))
-        rows = []
-        for path, run in folders.items():
-            row = known.get(path)
-            if row is None or row.status not in ("done", "failed", "stopped"):
-                row = _row_of(run)
-                _put(store, row)
-            rows.append(row)
-    return rows
+    """Every run, newest first. Runs that were not over when last recorded, or went on since, are looked at again."""
+    runs = all_runs(workspace)
+    rows = _in_store(workspace, _rows_in) or []
+    known = {row.path: row for row in rows}
+    listed, news = [], []
+    for run in runs:
+        row = known.pop(str(run.path), None)
+        if row is None or row.status not in _OVER or row.events_size != _events_size(run):
+            row = _row_of(run)
+            news.append(row)
+        listed.append(row)
+    if news or known:
+        _in_store(workspace, lambda store: _put(store, news, gone=list(known)))
+    return listed
 
 
-def _put(store: sqlite3.Connection, row: RunRow) -> None:
-    values = (
-        row.path,
-        row.id,
-        row.name,
-        row.base_model,
-        row.status,
-        row.step,
-        row.total,
-        row.loss,
-        row.started,
-        row.ended,
-    )
-    store.execute("INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+def _rows_in(store: sqlite3.Connection) -> list[RunRow]:
+    return [RunRow(*values) for values in store.execute("SELECT * FROM runs")]
+
+
+def _put(store: sqlite3.Connection, rows: list[RunRow], gone: list[str] | None = None) -> None:
+    store.executemany("DELETE FROM runs WHERE path = ?", [(path,) for path in gone or []])
+    places = ", ".join("?" * len(RunRow.__dataclass_fields__))
+    store.executemany(f"INSERT OR REPLACE INTO runs VALUES ({places})", [astuple(row) for row in rows])
+
+
+def _events_size(run: RunFolder) -> int:
+    return run.events.stat().st_size if run.events.exists() else 0
 
 
 def _row_of(run: RunFolder) -> RunRow:
+    size = _events_size(run)  # before they are read: events that come meanwhile make the row look old, not right
     state = state_of(run)
     try:
         base_model = run.recipe().base_model.name
     except LorapodError:
         base_model = "?"
-    loss = state.smooth_loss
     return RunRow(
-        str(run.path),
-        run.id,
-        run.name,
-        base_model,
-        state.status,
-        state.step,
-        state.total,
-        loss,
-        state.started,
-        state.ended,
+        path=str(run.path),
+        id=run.id,
+        name=run.name,
+        base_model=base_model,
+        status=state.status,
+        step=state.step,
+        total=state.total,
+        loss=state.smooth_loss,
+        started=state.started,
+        ended=state.ended,
+        events_size=size,
     )
 
 
-@contextmanager
-def _opened(workspace: Workspace) -> Iterator[sqlite3.Connection]:
-    """A connection inside a transaction; a store that cannot be used is put aside and made anew."""
+def _in_store(workspace: Workspace, work: Callable[[sqlite3.Connection], _Result]) -> _Result | None:
+    """What `work` returns, done in one transaction; None where the store cannot be used. A damaged one is made anew."""
     try:
         workspace.root.mkdir(parents=True, exist_ok=True)
         try:
-            store = _connect(workspace)
-        except sqlite3.OperationalError:
-            raise  # locked, or not writable: not damage
-        except sqlite3.DatabaseError:
+            return _transact(workspace, work)
+        except sqlite3.DatabaseError as error:
+            if error.sqlite_errorcode & 0xFF not in _DAMAGED:
+                raise
+            _logger.warning("The list of runs in %s is damaged (%s); it is made anew.", workspace.store, error)
             for suffix in ("", "-wal", "-shm"):
                 workspace.store.with_name(workspace.store.name + suffix).unlink(missing_ok=True)
-            store = _connect(workspace)
-        with closing(store), store:
-            yield store
-    except sqlite3.Error as error:
-        raise DiskError(
-            f"The list of runs in {workspace.store} cannot be used",
-            str(error),
-            "Remove that file; it is made anew from the run folders.",
-        ) from error
-    except OSError as error:
-        raise disk_error(error, workspace.store) from error
+            return _transact(workspace, work)
+    except (sqlite3.Error, OSError) as error:
+        _logger.warning("The list of runs in %s cannot be used (%s); the run folders are read.", workspace.store, error)
+        return None
 
 
-def _connect(workspace: Workspace) -> sqlite3.Connection:
-    store = sqlite3.connect(workspace.store, timeout=30)
-    try:
-        store.execute("PRAGMA journal_mode = WAL")
-        (version,) = store.execute("PRAGMA user_version").fetchone()
-        if version != VERSION:
-            with store:
-                store.execute("BEGIN IMMEDIATE")
+def _transact(workspace: Workspace, work: Callable[[sqlite3.Connection], _Result]) -> _Result:
+    with closing(sqlite3.connect(workspace.store, timeout=_BUSY_SECONDS, isolation_level=None)) as store:
+        with suppress(sqlite3.OperationalError):  # another process is just switching it, or the disk cannot
+            store.execute("PRAGMA journal_mode = WAL")
+        store.execute("BEGIN IMMEDIATE")
+        try:
+            if store.execute("PRAGMA user_version").fetchone()[0] != VERSION:
                 store.execute("DROP TABLE IF EXISTS runs")
                 store.execute(_SCHEMA)
                 store.execute(f"PRAGMA user_version = {VERSION}")
-    except sqlite3.DatabaseError:
-        store.close()
-        raise
-    return store
+            result = work(store)
+        except BaseException:
+            store.rollback()
+            raise
+        store.execute("COMMIT")
+    return result

@@ -4,7 +4,7 @@
 
 Each stage is a process group of its own. The first SIGINT or SIGTERM asks the stage to stop cleanly (SIGINT); the second
 ends it (SIGTERM, then SIGKILL). On Linux a stage dies with its supervisor even if that is killed with SIGKILL; elsewhere
-it finishes its stage alone.
+it finishes its stage alone. Not covered: processes that a stage moves into a session of their own.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import ctypes
 import fcntl
+import functools
 import json
 import os
 import select
@@ -23,16 +24,15 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, BinaryIO
+from typing import Any
 
 import psutil
 
-from lorapod.errors import LorapodError, RunError
-from lorapod.events import EndStatus, Event, event
+from lorapod.errors import DiskError, LorapodError, RunError
+from lorapod.events import PREFIX, EndStatus, Event, event
 from lorapod.files import disk_error, write_text_whole
 from lorapod.runs.folder import RunFolder
-from lorapod.runs.journal import Journal
-from lorapod.runs.report import write_report
+from lorapod.runs.journal import Journal, write_all
 from lorapod.runs.store import record
 from lorapod.settings import mask_secrets, secret_values
 from lorapod.trainers import Stage, Trainer, get_trainer
@@ -44,6 +44,10 @@ FORCE_SECONDS = 10.0
 _LONGEST_LINE = 1 << 20
 _PR_SET_PDEATHSIG = 1
 _HINT_LINES = 6
+_TICK_SECONDS = 0.2
+_LINGER_SECONDS = 2.0
+_CLOSED_SETS = ("type", "status", "format")
+"""Fields of events that hold one of a few words, so never a secret, whatever a secret may look like."""
 
 
 class Supervisor:
@@ -63,6 +67,8 @@ class Supervisor:
         self.process: subprocess.Popen[bytes] | None = None
         self.stops_asked = 0
         self.asked_at = 0.0
+        self.forced = False
+        self.broken: LorapodError | None = None
         self.had_error = False
         self.tail: list[str] = []
 
@@ -72,7 +78,7 @@ class Supervisor:
         Raises:
             RunError: Another supervisor has this run.
         """
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM):  # before the lock, by which others know whom to send them to
             signal.signal(number, self._on_signal)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         with self._locked():
@@ -84,12 +90,14 @@ class Supervisor:
                 status = self._run_stages(stages)
             except (LorapodError, OSError) as error:
                 shown = error if isinstance(error, LorapodError) else disk_error(error, self.run_folder.path)
-                self._note(event("error", message=shown.what, hint=shown.to_hint()))
+                with contextlib.suppress(DiskError):
+                    self._note(event("error", message=shown.what, hint=shown.to_hint()))
             finally:
-                self._note(event("end", status=status, seconds=round(time.time() - began, 1)))
-                self.journal.close()
-            write_report(self.run_folder.path)
-        self._record()
+                with contextlib.suppress(DiskError):  # a run whose end cannot be noted is seen as interrupted
+                    self._note(event("end", status=status, seconds=round(time.time() - began, 1)))
+            self._write_report()
+            self.journal.close()
+            self._record()
         return status  # type: ignore[return-value]
 
     def _run_stages(self, stages: Sequence[Stage]) -> str:
@@ -104,7 +112,16 @@ class Supervisor:
         try:
             record(self.run_folder, self.workspace)
         except LorapodError as error:
-            self.run_folder.log.open("a").write(f"{error}\n")
+            sys.stderr.write(f"{error}\n")  # which is the run's log
+
+    def _write_report(self) -> None:
+        from lorapod.runs.report import write_report  # its libraries need not be in memory while a run goes on
+
+        try:
+            write_report(self.run_folder.path)
+        except LorapodError as error:
+            with contextlib.suppress(DiskError):
+                self._note(event("warning", message=f"The report is missing: {error.what}", hint=error.to_hint()))
 
     def _sweep(self) -> None:
         """Removes half-written files that a killed stage left in the run folder."""
@@ -114,9 +131,9 @@ class Supervisor:
     def _run_stage(self, stage: Stage) -> str:
         if self.stops_asked:
             return "stopped"
-        self.tail, self.had_error = [], False
-        with self.run_folder.log.open("ab", buffering=0) as log:
-            log.write(f"--- {stage.name} {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}\n".encode())
+        self.tail, self.had_error, self.forced = [], False, False
+        with self._opened_log() as log:
+            self._log(log, f"--- {stage.name} {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}")
             try:
                 self.process = subprocess.Popen(
                     stage.argv,
@@ -126,7 +143,7 @@ class Supervisor:
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
-                    preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+                    preexec_fn=functools.partial(_die_with_parent, os.getpid()) if sys.platform == "linux" else None,
                 )
             except OSError as error:
                 self._note(event("error", message=f"The stage {stage.name} could not be started", hint=str(error)))
@@ -135,22 +152,30 @@ class Supervisor:
                 self._end_group(signal.SIGINT)  # asked between the check above and the start
             try:
                 assert self.process.stdout is not None
-                self._read(self.process.stdout.fileno(), log)
-                code = self.process.wait()
+                with self.process.stdout as output:
+                    self._read(self.process, output.fileno(), log)
+                    while self.process.poll() is None:  # it closed its output, yet goes on
+                        self._hurry()
+                        time.sleep(_TICK_SECONDS)
+                code = self.process.returncode
             finally:
                 self._end_group(signal.SIGKILL)  # whatever the stage left behind in its group
                 self.process = None
+        if self.broken:
+            raise self.broken
         return self._status_of(stage, code)
 
-    def _read(self, source: int, log: BinaryIO) -> None:
+    def _read(self, process: subprocess.Popen[bytes], source: int, log: int) -> None:
         """Reads the stage's output until it is closed, without ever waiting longer than a tick."""
-        pending = b""
+        pending, over_since = b"", 0.0
         while True:
-            ready, _, _ = select.select([source], [], [], 0.5)
+            ready, _, _ = select.select([source], [], [], _TICK_SECONDS)
             self._hurry()
+            if process.poll() is not None:  # a grandchild may hold the pipe open, silently or not
+                over_since = over_since or time.monotonic()
+                if not ready or time.monotonic() - over_since > _LINGER_SECONDS:
+                    break
             if not ready:
-                if self.process and self.process.poll() is not None:
-                    break  # a grandchild may hold the pipe open; the stage itself is over
                 continue
             data = os.read(source, 1 << 16)
             if not data:
@@ -165,26 +190,49 @@ class Supervisor:
         if pending:
             self._take(pending, log)
 
-    def _take(self, line: bytes, log: BinaryIO) -> None:
-        text = line.decode("utf-8", errors="replace").rstrip("\r")
-        found = self.trainer.parse(text)
+    def _take(self, line: bytes, log: int) -> None:
+        """Keeps one line. When the disk takes no more, the stage is asked to stop and the rest is only read."""
+        if self.broken:
+            return
+        try:
+            self._keep(line.decode("utf-8", errors="replace").rstrip("\r"), log)
+        except LorapodError as error:
+            self.broken, self.asked_at = error, time.monotonic()
+            self._end_group(signal.SIGINT)
+
+    def _keep(self, text: str, log: int) -> None:
+        before, mark, rest = text.rpartition(PREFIX)  # a progress bar without a line end may stand before an event
+        found = self.trainer.parse(mark + rest)
         if found:
             self._note(found)
-            return
-        text = mask_secrets(text.rsplit("\r", 1)[-1], self.secrets)
-        log.write(text.encode() + b"\n")
+            if not before:
+                return
+            text = before
+        text = mask_secrets(text.rstrip("\r").rsplit("\r", 1)[-1], self.secrets)
+        self._log(log, text)
         if text.strip():
             self.tail = [*self.tail, text.strip()][-_HINT_LINES:]
 
     def _note(self, item: Event) -> None:
         self.had_error = self.had_error or item["type"] == "error"
-        self.journal.add({name: self._masked(value) if name != "type" else value for name, value in item.items()})
+        masked = {name: value if name in _CLOSED_SETS else self._masked(value) for name, value in item.items()}
+        self.journal.add(masked)
 
     def _masked(self, value: Any) -> Any:
-        return mask_secrets(value, self.secrets) if isinstance(value, str) else value
+        """`value` with secrets masked in its texts; numbers stay numbers, whatever digits a secret is made of."""
+        if isinstance(value, str):
+            return mask_secrets(value, self.secrets)
+        if isinstance(value, list):
+            return [self._masked(part) for part in value]
+        if isinstance(value, dict):
+            return {name: self._masked(part) for name, part in value.items()}
+        return value
 
     def _status_of(self, stage: Stage, code: int) -> str:
-        if self.stops_asked and (code in (STOPPED_EXIT, -signal.SIGTERM, -signal.SIGKILL, -signal.SIGINT)):
+        if self.forced and self.stops_asked == 1:
+            message = f"The stage {stage.name} did not stop within {self.patience:.0f} s and was ended"
+            self._note(event("warning", message=message, hint="It wrote no new checkpoint; the last one is kept."))
+        if self.forced or (self.stops_asked and code in (STOPPED_EXIT, -signal.SIGTERM, -signal.SIGINT)):
             return "stopped"
         if code == 0:
             return "stopped" if self.stops_asked and stage.name != "train" else "done"
@@ -207,13 +255,16 @@ class Supervisor:
         self.stops_asked += 1
         self.asked_at = time.monotonic()
         self._end_group(signal.SIGINT if self.stops_asked == 1 else signal.SIGTERM)
+        with contextlib.suppress(DiskError):
+            self._introduce()
 
     def _hurry(self) -> None:
         """Ends a stage that was asked to stop and does not."""
-        if not self.stops_asked:
+        if not (self.stops_asked or self.broken) or self.forced:
             return
         waited = time.monotonic() - self.asked_at
-        if waited > (self.patience if self.stops_asked == 1 else FORCE_SECONDS):
+        if waited > (self.patience if self.stops_asked <= 1 else FORCE_SECONDS):
+            self.forced = True
             self._end_group(signal.SIGKILL)
 
     def _end_group(self, number: signal.Signals) -> None:
@@ -232,19 +283,44 @@ class Supervisor:
                     "Another process supervises it.",
                     f"Watch it with `lorapod runs attach {self.run_folder.id}`.",
                 ) from error
-            me = psutil.Process()
-            write_text_whole(self.run_folder.lock, json.dumps({"pid": me.pid, "created": me.create_time()}))
+            self._introduce()
             yield
 
+    def _introduce(self) -> None:
+        """Notes who supervises the run, and whether a stop was asked for already."""
+        me = psutil.Process()
+        noted = {"pid": me.pid, "created": me.create_time(), "stopping": self.stops_asked > 0}
+        write_text_whole(self.run_folder.lock, json.dumps(noted))
 
-def _die_with_parent() -> None:
+    @contextlib.contextmanager
+    def _opened_log(self) -> Iterator[int]:
+        try:
+            log = os.open(self.run_folder.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise disk_error(error, self.run_folder.log) from error
+        try:
+            yield log
+        finally:
+            os.close(log)
+
+    def _log(self, log: int, text: str) -> None:
+        try:
+            write_all(log, text.encode() + b"\n")
+        except OSError as error:
+            raise disk_error(error, self.run_folder.log) from error
+
+
+def _die_with_parent(parent: int) -> None:
     """Asks Linux to kill this process when its parent dies (prctl(2), PR_SET_PDEATHSIG)."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before this was asked
+        os._exit(1)
 
 
 def _what_happened(stage: Stage, code: int) -> str:
     if code < 0:
-        return f"The stage {stage.name} was ended by {signal.Signals(-code).name}"
+        known = {number.value: number.name for number in signal.Signals}
+        return f"The stage {stage.name} was ended by {known.get(-code, f'signal {-code}')}"
     return f"The stage {stage.name} failed with exit status {code}"
 
 
