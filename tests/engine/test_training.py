@@ -165,9 +165,15 @@ def test_sigint_stops_after_the_step_with_a_checkpoint(recipe_file: Callable[...
 def test_a_loss_that_is_not_a_number_stops_the_run_and_says_what_to_change(
     recipe_file: Callable[..., Path], workspace: Path
 ) -> None:
-    recipe = recipe_file("[optimizer]\nlearning_rate = 9.0\nwarmup_steps = 2", "[adapter]\nrank = 4\nalpha = 1e38")
-    run = run_folder(recipe, workspace / "run", ["evaluation.every=0", "saving.checkpoint_every=1"])
-    ended = train(run, workspace)
+    run = run_folder(recipe_file(), workspace / "run", ["saving.checkpoint_every=1"])
+    assert engine("cache", run, "--workspace", workspace).returncode == 0
+    third_loss_is_nan = (
+        "import runpy, sys, torch\nfrom lorapod.engine.families.z_image import ZImage\nreal, calls = ZImage.loss, []\n"
+        "def loss(*given):\n    calls.extend([1] * torch.is_grad_enabled())\n"
+        "    return real(*given) * (float('nan') if len(calls) == 3 and torch.is_grad_enabled() else 1)\n"
+        "ZImage.loss = loss\nsys.argv[0] = 'engine'\nrunpy.run_module('lorapod.engine', run_name='__main__')"
+    )
+    ended = engine("train", run, "--workspace", workspace, program=("-c", third_loss_is_nan))
     assert ended.returncode == 1
     (error,) = events(ended, "error")
     assert "loss became" in error["message"] and "learning_rate" in error["hint"] and "last good" in error["hint"]

@@ -1,7 +1,8 @@
 """Pre-trains the demo base model from nothing: tokenizer, VAE, then text encoder and transformer together.
 
     python tools/demo_model/pretrain.py vae   WORK [--minutes 12]
-    python tools/demo_model/pretrain.py base  WORK [--minutes 60]   (resumes from WORK/base.pt where there is one)
+    python tools/demo_model/pretrain.py encode WORK [--pictures 48000]
+    python tools/demo_model/pretrain.py base  WORK [--minutes 60] [--start FOLDER]   (goes on from WORK/base.pt if there)
     python tools/demo_model/pretrain.py save  WORK OUT
 
 WORK keeps the encoded pictures and the state between calls; `save` writes OUT as a diffusers folder of the Z-Image
@@ -85,6 +86,15 @@ def build_modules(vocab_size: int) -> tuple[nn.Module, nn.Module]:
     nn.init.normal_(transformer.cap_pad_token, std=0.02)
     nn.init.normal_(transformer.x_pad_token, std=0.02)
     return transformer, text_encoder
+
+
+def load_modules(folder: Path) -> tuple[nn.Module, nn.Module]:
+    """Transformer and text encoder of a folder that `save` wrote, in float32."""
+    from diffusers import ZImageTransformer2DModel
+    from transformers import Qwen3Model
+
+    transformer = ZImageTransformer2DModel.from_pretrained(folder / "transformer").float()
+    return transformer, Qwen3Model.from_pretrained(folder / "text_encoder").float()
 
 
 def to_tensor(picture: Image.Image) -> Tensor:
@@ -258,14 +268,14 @@ class Encoder:
         return ids, mask
 
 
-def train_base(work: Path, minutes: float, batch: int, peak: float) -> None:
+def train_base(work: Path, minutes: float, batch: int, peak: float, start: Path | None) -> None:
     """Flow matching (raw output = x0 - noise, t = 1 - sigma), logit-normal sigma, 10 % empty captions, EMA."""
     torch.manual_seed(1)
     rng = random.Random(1)
-    tokenizer = build_tokenizer()
+    tokenizer = Tokenizer.from_file(str(start / "tokenizer/tokenizer.json")) if start else build_tokenizer()
     tokenizer.save(str(work / "tokenizer.json"))
     encode = Encoder(tokenizer)
-    joint = Joint(*build_modules(tokenizer.get_vocab_size()))
+    joint = Joint(*(load_modules(start) if start else build_modules(tokenizer.get_vocab_size())))
     for module in (joint.transformer, joint.text_encoder):
         print(f"{type(module).__name__} {sum(p.numel() for p in module.parameters()) / 1e6:.2f} M", flush=True)
     trained = [
@@ -280,9 +290,8 @@ def train_base(work: Path, minutes: float, batch: int, peak: float) -> None:
         joint.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         ema, step, spent = state["ema"], state["step"], state["spent"]
-        smooth = state.get("smooth", 0.0)
         print(f"goes on at step {step}, {spent / 60:.1f} minutes", flush=True)
-    else:
+    elif start is None:
         nn.init.normal_(joint.transformer.all_final_layer["2-1"].linear.weight, std=0.02)
         check_forward(joint, encode)
         nn.init.zeros_(joint.transformer.all_final_layer["2-1"].linear.weight)
@@ -316,7 +325,7 @@ def train_base(work: Path, minutes: float, batch: int, peak: float) -> None:
         with torch.no_grad():
             for key, value in joint.state_dict().items():
                 ema[key].lerp_(value, 1 - decay) if value.is_floating_point() else ema[key].copy_(value)
-        smooth = loss.item() if step == 0 else 0.99 * smooth + 0.01 * loss.item()
+        smooth = loss.item() if smooth == 0 else 0.99 * smooth + 0.01 * loss.item()
         step += 1
         now = time.time()
         # A sleeping machine or the first compilation is not training time.
@@ -375,6 +384,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=12)
     parser.add_argument("--pictures", type=int, default=48_000)
     parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--start", type=Path, help="base: weights to begin with, a folder that `save` wrote")
     parser.add_argument("--lr", type=float, default=1.2e-3)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
@@ -383,7 +393,7 @@ def main() -> None:
     elif args.what == "encode":
         encode_world(args.work, args.pictures)
     elif args.what == "base":
-        train_base(args.work, args.minutes, args.batch, args.lr)
+        train_base(args.work, args.minutes, args.batch, args.lr, args.start)
     else:
         save(args.work, args.out)
 
