@@ -53,6 +53,15 @@ def normalize(tensor, mean, std):
     return (tensor - mean[0]) / std[0]
 """
 
+RUNNER = """
+import os, runpy, sys
+import diffusers, transformers
+transformers.utils.is_torchvision_available()  # answered, and remembered, before the stand-in is there
+sys.path.insert(0, os.environ.get("PEER_STAND_IN", ""))
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
 
 def stand_in(folder: Path) -> Path:
     """A folder for PYTHONPATH with a `torchvision` of four functions."""
@@ -87,7 +96,7 @@ def main() -> None:
         environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         shimmed = importlib.util.find_spec("torchvision") is None
         if shimmed:
-            environment["PYTHONPATH"] = str(stand_in(work / "shim"))
+            environment["PEER_STAND_IN"] = str(stand_in(work / "shim"))
         ours, theirs = [], []
         for number in range(args.rounds):
             ours.append(run_ours(work / f"ours-{number}", pictures, demo, args, environment))
@@ -129,7 +138,7 @@ def run_theirs(
     folder: Path, pictures: Path, demo: Path, args: argparse.Namespace, environment: dict[str, str]
 ) -> float:
     argv = [
-        sys.executable, str(args.script), f"--pretrained_model_name_or_path={demo / 'model'}",
+        sys.executable, "-c", RUNNER, str(args.script), f"--pretrained_model_name_or_path={demo / 'model'}",
         f"--instance_data_dir={pictures}", "--instance_prompt=momo", "--resolution=128", "--rank=16", "--lora_alpha=16",
         f"--train_batch_size={args.batch}", f"--max_train_steps={args.steps}", "--learning_rate=1e-4",
         "--lr_scheduler=constant", "--lr_warmup_steps=0", "--mixed_precision=no", "--cache_latents", "--seed=1",
