@@ -16,7 +16,7 @@ from lorapod.errors import LorapodError
 from lorapod.workspace import find_workspace
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "demo": ("lorapod.cli.demo:demo", "Train a LoRA on the packaged tiny model, on any CPU, in about three minutes."),
+    "demo": ("lorapod.cli.demo:demo", "Train a LoRA on the packaged tiny model, on any CPU, in about a minute."),
     "train": ("lorapod.cli.train:train", "Train a LoRA from a recipe, or go on with a run."),
     "recipe": ("lorapod.cli.recipe:app", "Make, show and check recipes."),
     "dataset": ("lorapod.cli.dataset:app", "Look at a dataset before it is trained on."),
