@@ -30,11 +30,11 @@ def test_check_lists_the_worst_first_and_fails(pictures: Callable[..., Path]) ->
     for i in range(25):
         (folder / f"pictures-{i}.txt").unlink()
     (folder / "aaa orphan.txt").write_text("x")
-    (folder / "aaa clip.mp4").touch()
+    (folder / "aaa raw.nef").touch()
     (folder / "bad\nname.png").touch()
     result = run(app, ["check", str(folder), "--resolution", "64"])
     assert result.exit_code == 1
-    order = [result.output.index(text) for text in ("error", "bad\\nname.png", "aaa orphan.txt", "aaa clip.mp4")]
+    order = [result.output.index(text) for text in ("error", "bad\\nname.png", "aaa orphan.txt", "aaa raw.nef")]
     assert order == sorted(order)
     assert "and 5 more" in result.output
     assert "5 items can be trained on" in result.output
@@ -43,14 +43,14 @@ def test_check_lists_the_worst_first_and_fails(pictures: Callable[..., Path]) ->
 def test_check_as_json_is_json_alone(pictures: Callable[..., Path]) -> None:
     folder = pictures()
     (folder / "bad.png").touch()
-    (folder / "clip.mp4").touch()
+    (folder / "photo.heic").touch()
     result = run(app, ["check", str(folder), "--resolution", "64", "--json"])
     assert result.exit_code == 1
     said = json.loads(result.stdout)
     assert said["items"] == 6
     assert [(p["severity"], Path(p["path"]).name) for p in said["problems"]] == [
         ("error", "bad.png"),
-        ("info", "clip.mp4"),
+        ("info", "photo.heic"),
     ]
     assert all(p["what"] and p["remedy"] for p in said["problems"])
 

@@ -135,7 +135,7 @@ def test_unusable_items_stop_by_name_unless_skipped_and_are_then_named(section: 
     (tmp_path / "set" / "notes.json").write_text("{}")
     with pytest.raises(DatasetError, match=r"bad\.png: The file is empty"):
         plan_datasets([good], GEOMETRY, 1)
-    plan = plan_datasets([good], GEOMETRY, 1, skip_unusable=True)
+    plan = plan_datasets([good.model_copy(update={"skip_unusable": True})], GEOMETRY, 1)
     assert len(plan.train) + len(plan.validation) == 5
     assert {each.path.name for each in plan.unused} == {"bad.png", "notes.json"}
     assert [problem.path.name for problem in plan.unusable] == ["bad.png"]
@@ -143,7 +143,7 @@ def test_unusable_items_stop_by_name_unless_skipped_and_are_then_named(section: 
 
 def test_nothing_left_after_skipping_is_refused(section: Make) -> None:
     with pytest.raises(DatasetError, match="Nothing is left"):
-        plan_datasets([section(3, captions=False)], GEOMETRY, 1, skip_unusable=True)
+        plan_datasets([section(3, captions=False, skip_unusable=True)], GEOMETRY, 1)
 
 
 def test_much_cropping_and_much_enlarging_are_warned_of(section: Make) -> None:

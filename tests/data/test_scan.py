@@ -72,9 +72,9 @@ def test_every_file_ends_as_item_caption_problem_or_other(tmp_path: Path) -> Non
         "self.png": Severity.ERROR,
         "pipe.png": Severity.ERROR,
         "s.jpg": Severity.ERROR,
-        "wanted.mov": Severity.WARNING,
+        "wanted.mov": Severity.ERROR,
+        "clip.mp4": Severity.ERROR,
         "orphan.txt": Severity.WARNING,
-        "clip.mp4": Severity.INFO,
         "phone.HEIC": Severity.INFO,
     }
     assert all(problem.what and problem.remedy for problem in found.problems)
@@ -84,14 +84,20 @@ def test_every_file_ends_as_item_caption_problem_or_other(tmp_path: Path) -> Non
     assert set(tmp_path.iterdir()) <= everything
 
 
-def test_clips_are_said_to_be_not_trained_on_yet(tmp_path: Path) -> None:
-    draw(tmp_path / "a.png")
-    (tmp_path / "a clip.mp4").write_bytes(b"x")
-    assert "Clips are not trained on yet by this version" in about(scan(tmp_path), tmp_path / "a clip.mp4").what
-
-
 @pytest.mark.parametrize(
-    "name", ["a b.png", "🦊 fox.png", "-rf.png", "two\nlines.png", "[red]x.png", "é.png", "x.y.png"]
+    "name",
+    [
+        "a b.png",
+        "🦊 fox.png",
+        "-rf.png",
+        "two\nlines.png",
+        "[red]x.png",
+        "é.png",
+        "x.y.png",
+        'it\'s "so".png',
+        " .png",
+        "n" * 251 + ".png",
+    ],
 )
 def test_odd_names_are_names(tmp_path: Path, name: str) -> None:
     draw(tmp_path / name, caption="odd")
@@ -162,7 +168,7 @@ def test_doubtful_captions_and_pictures_are_warned_of(tmp_path: Path) -> None:
     found = scan(tmp_path)
     assert len(found.items) == 5
     assert "several files: a.png, a.webp" in about(found, tmp_path / "a.txt").what
-    assert "same picture as a.png" in about(found, tmp_path / "same.png").what
+    assert "same file as a.png" in about(found, tmp_path / "same.png").what
     assert "empty" in about(found, tmp_path / "blank.png").what
     assert "first of its 2 frames" in about(found, tmp_path / "moving.gif").what
     assert {problem.severity for problem in found.problems} == {Severity.WARNING}
@@ -215,22 +221,22 @@ def test_a_folder_that_is_no_dataset_is_refused_with_the_cause(tmp_path: Path) -
     with pytest.raises(DatasetError, match="is a file"):
         scan(draw(tmp_path / "a" / "a.png"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DatasetError, match="Put pictures into it"):
+    with pytest.raises(DatasetError, match="Put pictures"):
         scan(tmp_path / "empty")
     with pytest.raises(DatasetError, match="only in its sub-folders"):
         scan(tmp_path)
-    (tmp_path / "clips").mkdir()
-    (tmp_path / "clips" / "a.mp4").touch()
-    with pytest.raises(DatasetError, match="Clips are not trained on yet"):
-        scan(tmp_path / "clips")
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "a.heic").touch()
+    with pytest.raises(DatasetError, match="Pictures of this format cannot be read"):
+        scan(tmp_path / "raw")
 
 
-def test_progress_counts_every_picture(tmp_path: Path) -> None:
+def test_progress_counts_every_picture_and_caption(tmp_path: Path) -> None:
     for i in range(3):
         draw(tmp_path / f"{i}.png")
     told: list[tuple[int, int]] = []
     scan(tmp_path, progress=lambda done, total: told.append((done, total)))
-    assert told == [(1, 3), (2, 3), (3, 3)]
+    assert told == [(i, 6) for i in range(1, 7)]
 
 
 def test_natural_order_is_total_and_by_number() -> None:

@@ -138,7 +138,7 @@ def test_resuming_with_another_recipe_names_what_differs(
     [
         ("adapter.rnk=4", "rank"),
         ("training.steps=many", "training.steps"),
-        ("base_model.name=z-image-turbo", "hf download"),
+        ("base_model.name=z-image-turbo", "lorapod models pull z-image-turbo"),
         ("datasets.0.path=/nowhere/at/all", "/nowhere/at/all"),
         ("trainer=musubi", "built-in engine only"),
     ],

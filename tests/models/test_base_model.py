@@ -9,18 +9,13 @@ from pathlib import Path
 import pytest
 
 from lorapod.errors import BaseModelError
-from lorapod.models import catalogue, find_base_model
+from lorapod.models import find_base_model
 from lorapod.workspace import Workspace
 
 
 @pytest.fixture
 def model(tiny_z_image: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_z_image, tmp_path / "model"))
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return Workspace(tmp_path / "workspace")
 
 
 def test_the_demo_model_is_complete_and_small(workspace: Workspace) -> None:
@@ -44,8 +39,20 @@ def test_an_unknown_name_gets_the_nearest(workspace: Workspace) -> None:
 def test_a_model_that_is_not_on_disk_says_where_to_get_it(workspace: Workspace) -> None:
     with pytest.raises(BaseModelError) as caught:
         find_base_model("z-image-turbo", workspace)
-    assert catalogue()["z-image-turbo"].hub in caught.value.remedy
-    assert str(workspace.models / "z-image-turbo") in caught.value.remedy
+    assert "lorapod models pull z-image-turbo" in caught.value.remedy
+    assert str(workspace.models / "z-image-turbo") in caught.value.why
+
+
+def test_a_folder_put_into_the_workspace_by_hand_is_found(model: Path, workspace: Workspace) -> None:
+    workspace.models.mkdir(parents=True)
+    shutil.copytree(model, workspace.models / "z-image-turbo")
+    assert find_base_model("z-image-turbo", workspace).folder == workspace.models / "z-image-turbo"
+
+
+def test_a_family_that_the_engine_cannot_train_yet_is_refused_before_files_are_looked_for(workspace: Workspace) -> None:
+    with pytest.raises(BaseModelError, match="cannot be trained by the built-in engine") as caught:
+        find_base_model("wan2.1-t2v-1.3b", workspace)
+    assert "wan" in caught.value.why and "z_image" in caught.value.remedy
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 A bucket keeps the area of a square resolution while its sides vary, so that every batch costs about the same and no
 picture is squeezed: it is enlarged or reduced until it covers its bucket, and what then sticks out is cropped evenly.
-Clips come later: a bucket carries its number of frames, but only single pictures are placed here.
+Clips are placed by their width and height alike; how many frames of them are taken is `lorapod.data.windows`' matter.
 """
 
 from __future__ import annotations
@@ -31,11 +31,15 @@ class Geometry:
         divisor: Sides are multiples of this, in pixels.
         min_side: No side is shorter, in pixels.
         max_ratio: Longest to shortest side of a bucket at most.
+        frame_step: A clip has `frame_step * k + 1` frames (Wan: 4), as its VAE folds them in time.
+        fps: Frames a second that the base model was trained at; None where it knows pictures alone.
     """
 
     divisor: int
     min_side: int = 0
     max_ratio: float = MAX_RATIO
+    frame_step: int = 1
+    fps: float | None = None
 
     def buckets(self, resolution: int) -> list[Bucket]:
         """The buckets of a resolution. Raises DatasetError where there are none."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import random
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from lorapod.data.names import shown
@@ -22,8 +23,30 @@ MAX_CAPTION_BYTES = 1 << 20
 _UTF8_REMEDY = "Open it in an editor and save it as UTF-8."
 
 
+@dataclass(frozen=True)
+class CaptionFile:
+    """What a caption file says.
+
+    Attributes:
+        text: Its lines, joined by a space.
+        lines: How many of them hold text.
+    """
+
+    text: str
+    lines: int
+
+
 def read_caption(path: Path) -> str:
     """The caption in a UTF-8 file, with or without a byte order mark; several lines are joined by a space.
+
+    Raises:
+        CaptionError: As `read_caption_file`.
+    """
+    return read_caption_file(path).text
+
+
+def read_caption_file(path: Path) -> CaptionFile:
+    """As `read_caption`, with what was joined. Line ends of every system count as such.
 
     Raises:
         CaptionError: The file cannot be opened, is far too large, or is not UTF-8 text.
@@ -64,7 +87,8 @@ def read_caption(path: Path) -> str:
             f"Byte {raw.index(0)} is zero, as in UTF-16 or in a file that is no text.",
             _UTF8_REMEDY,
         )
-    return " ".join(line.strip() for line in text.splitlines() if line.strip())
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return CaptionFile(" ".join(lines), len(lines))
 
 
 def compose(caption: str, *, trigger_word: str, prefix: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from pathlib import Path
 
 _DIGITS = re.compile(r"([0-9]+)")
@@ -13,15 +14,27 @@ _JOINER = "\u200d"
 NaturalKey = tuple[tuple[tuple[str | int, ...], ...], str]
 
 
+def name_key(name: str) -> tuple[tuple[str | int, ...], str]:
+    """As `natural_key`, for names within one folder."""
+    return _part_key(name), name
+
+
+def _part_key(part: str) -> tuple[str | int, ...]:
+    pieces: list[str | int] = [*_DIGITS.split(part.casefold())]
+    pieces[1::2] = map(int, pieces[1::2])
+    return tuple(pieces)
+
+
+_folder_key = lru_cache(maxsize=4096)(_part_key)
+
+
 def natural_key(path: Path) -> NaturalKey:
     """Sort key under which `2.png` comes before `10.png`; the same on every machine, whatever its locale.
 
     Names that differ only in case or in leading zeros are told apart by the path itself, so the order is total.
     """
-    parts = tuple(
-        tuple(int(piece) if i % 2 else piece for i, piece in enumerate(_DIGITS.split(part.casefold())))
-        for part in path.parts
-    )
+    *folders, name = path.parts or ("",)
+    parts = (*(_folder_key(part) for part in folders), _part_key(name))
     return parts, str(path)
 
 

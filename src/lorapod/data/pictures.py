@@ -1,8 +1,8 @@
 """Opening pictures: what is in a file, and its pixels at a bucket's size.
 
-Everything that Pillow reads becomes 8-bit RGB as it would be looked at: turned as its EXIF orientation says, put over
-white where it is transparent, brought from 16 to 8 bits by scale. Damaged files are refused, never half read.
-Not covered: colour profiles (pixels are taken as sRGB), HEIC and raw camera formats, any frame but the first.
+Everything that Pillow reads becomes 8-bit sRGB as it would be looked at: turned as its EXIF orientation says, brought
+from its embedded colour profile, put over white where it is transparent, brought from 16 to 8 bits by scale. Damaged
+files are refused, never half read. Not covered: HEIC and raw camera formats, any frame but the first.
 
 All functions are safe to call from many threads: no setting of Pillow is changed.
 """
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from lorapod.data.buckets import Placement
+from lorapod.data.colour import to_srgb
 from lorapod.data.names import shown
 from lorapod.errors import DatasetError
 
@@ -146,15 +147,52 @@ def load_picture(path: Path, placement: Placement) -> NDArray[np.uint8]:
                 f"It was {placement.source[0]}x{placement.source[1]} pixels when the dataset was looked at.",
                 "Leave the dataset alone while a run uses it, then run again.",
             )
-        rgb = _to_rgb(image, path)
-    if orientation in _TURNED:
-        rgb = rgb.transpose(_TURNED[orientation])
+        profile = image.info.get("icc_profile")
+        opaque = image.mode in ("RGB", "L") and not image.has_transparency_data
+        flat = _resized(_turned(image if opaque else _to_rgb(image, path, profile), orientation), placement)
+        # Where it can be, colours are brought to sRGB after the resize: the same to see, and far fewer pixels.
+        return np.array(to_srgb(flat, profile) if opaque else flat, dtype=np.uint8)
+
+
+def load_mask(path: Path, placement: Placement, *, from_alpha: bool = False) -> NDArray[np.uint8]:
+    """A mask at its item's place in the bucket, as uint8 (h, w): 255 is learnt, 0 is not.
+
+    Args:
+        path: A picture of the item's shape, of any size: its brightness counts, and what is transparent counts as black.
+        placement: The item's.
+        from_alpha: The picture is the item itself, and its alpha channel counts.
+
+    Raises:
+        DatasetError: As `probe`.
+    """
+    with _opened(path) as image:
+        image.load()
+        orientation = _orientation(image)
+        if from_alpha:
+            flat = image.convert("RGBA").getchannel("A")
+        elif image.mode.startswith("I") or image.mode == "F":
+            flat = Image.fromarray(_to_8_bit(image, path))
+        elif image.has_transparency_data:
+            rgba = image.convert("RGBA")
+            flat = Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba).convert("L")
+        else:
+            flat = image.convert("L")
+    return np.array(_resized(_turned(flat, orientation), placement), dtype=np.uint8)
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(_TURNED[orientation]) if orientation in _TURNED else image
+
+
+def _resized(image: Image.Image, placement: Placement) -> Image.Image:
+    """A picture of any size of its placement's source, as its bucket shows it."""
     # Only the crop is resized, so that a very long and thin picture doesn't become a gigantic one on the way.
-    across, down = rgb.width / width, rgb.height / height
+    width, height = placement.resize_to
+    across, down = image.width / width, image.height / height
     left, top, right, bottom = placement.crop
-    box = (left * across, top * down, min(right * across, rgb.width), min(bottom * down, rgb.height))
+    box = (left * across, top * down, min(right * across, image.width), min(bottom * down, image.height))
     size = (placement.bucket.width, placement.bucket.height)
-    return np.array(rgb.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0), dtype=np.uint8)
+    return image.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
 
 
 @contextmanager
@@ -209,15 +247,17 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
+def _to_rgb(image: Image.Image, path: Path, profile: bytes | None) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         return Image.fromarray(_to_8_bit(image, path)).convert("RGB")
     if not image.has_transparency_data:
-        return image.convert("RGB")
+        return to_srgb(image if image.mode in ("L", "CMYK") else image.convert("RGB"), profile)
     if image.mode == "La":
         image = image.convert("LA")
     rgba = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    colours = to_srgb(rgba.convert("L") if image.mode in ("L", "LA") else rgba.convert("RGB"), profile)
+    colours.putalpha(rgba.getchannel("A"))
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), colours).convert("RGB")
 
 
 def _to_8_bit(image: Image.Image, path: Path) -> NDArray[np.uint8]:

@@ -1,25 +1,32 @@
-"""What a training sees of its datasets: which items, in which bucket, with which captions, and in which order.
+"""What a training sees of its datasets: which items, in which bucket, with which captions.
 
-A plan is a pure function of the files on disk and its arguments, and so is the order of an epoch: a run that is resumed
-computes both again and finds its place. Pixels are not loaded here, and what is cached of them is the engine's.
+A plan is a pure function of the files on disk and its arguments: a run that is resumed computes it again and finds its
+place. Pixels are not loaded here, and what is cached of them is the engine's; `lorapod.data.epochs` puts the items into
+batches.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lorapod.data.buckets import Bucket, Geometry, Placement, place
 from lorapod.data.captions import compose, shuffled_tags
+from lorapod.data.media_cache import MediaCache
 from lorapod.data.names import shown
-from lorapod.data.scan import Item, Progress, scan
+from lorapod.data.scan import Item, Progress, Scan, scan
 from lorapod.data.walk import Problem, Severity
 from lorapod.errors import DatasetError
 from lorapod.recipe.schema import DatasetSection
+
+if TYPE_CHECKING:
+    from lorapod.data.windows import Window
 
 FEWEST_TO_HOLD_OUT_FROM = 4
 """A dataset of fewer items is trained on whole: each of them is worth more than a noisy evaluation loss."""
@@ -31,6 +38,9 @@ MUCH_ENLARGED = 2.0
 
 _LISTED = 20
 
+_ROUNDING = 1e-4
+"""Frames by which a clip's length may be off from a whole number of them."""
+
 
 @dataclass(frozen=True)
 class TrainItem:
@@ -41,6 +51,7 @@ class TrainItem:
         captions: As given to the text encoder; several where tags are shuffled, each to be used as often.
         repeats: How many times it is seen in an epoch.
         caption_dropout: Share of the times that it is seen with an empty caption.
+        window: Which stretch of a clip it is; None for a picture.
     """
 
     dataset: int
@@ -49,6 +60,7 @@ class TrainItem:
     captions: tuple[str, ...]
     repeats: int
     caption_dropout: float
+    window: Window | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +75,8 @@ class Unused:
 class DataPlan:
     """What is trained on, what is held out for the evaluation loss, and what is not used.
 
-    `train` and `validation` never share a picture. Held-out items have one caption, no repeats and no caption dropout.
+    `train` and `validation` never share a picture or a clip. Held-out items have one caption, no repeats and no caption
+    dropout.
     """
 
     train: list[TrainItem]
@@ -81,30 +94,12 @@ class DatasetPlan(DataPlan):
     """The plan of one dataset."""
 
 
-@dataclass(frozen=True)
-class BucketSummary:
-    """One bucket of a plan.
-
-    Attributes:
-        items: How many items of train and validation are in it.
-        mean_lost_share: Mean share of a picture that cropping cuts off, 0..1.
-        worst: The item that loses most.
-        upscaled: How many items are enlarged.
-    """
-
-    bucket: Bucket
-    items: int
-    mean_lost_share: float
-    worst: TrainItem
-    upscaled: int
-
-
 def plan_datasets(
     sections: Sequence[DatasetSection],
     geometry: Geometry,
     seed: int,
     *,
-    skip_unusable: bool = False,
+    cache: MediaCache | None = None,
     progress: Progress | None = None,
 ) -> DataPlan:
     """The plan of all datasets of a recipe.
@@ -113,15 +108,24 @@ def plan_datasets(
 
     Args:
         seed: Decides which items are held out.
-        skip_unusable: Go on without items that cannot be used; they stay in `problems` and `unused`.
+        cache: What is known of the files from the last time, and where to keep what is found out now.
 
     Raises:
-        DatasetError: A folder cannot be used, items cannot be used and aren't skipped, or nothing is left to train on.
+        DatasetError: A folder cannot be used, items cannot be used in a dataset without `skip_unusable`, or nothing is
+            left to train on.
     """
-    plans = [plan_dataset(section, geometry, seed, dataset=i, progress=progress) for i, section in enumerate(sections)]
-    unusable = [problem for plan in plans for problem in plan.unusable]
-    if unusable and not skip_unusable:
-        raise _unusable(unusable)
+    plans = [
+        plan_dataset(section, geometry, seed, dataset=i, cache=cache, progress=progress)
+        for i, section in enumerate(sections)
+    ]
+    in_the_way = [
+        problem
+        for section, plan in zip(sections, plans, strict=True)
+        for problem in plan.unusable
+        if not section.skip_unusable
+    ]
+    if in_the_way:
+        raise _unusable(in_the_way)
     held_out = {each.item.sha256 for plan in plans for each in plan.validation}
     train = [each for plan in plans for each in plan.train]
     taken_back = {each.item.path for each in train if each.item.sha256 in held_out}
@@ -134,7 +138,7 @@ def plan_datasets(
     )
     for i, section in enumerate(sections):
         if not any(each.dataset == i for each in whole.train):
-            raise _nothing_left(section.path, unusable)
+            raise _nothing_left(section.path, plans[i].unusable)
     return whole
 
 
@@ -144,42 +148,129 @@ def plan_dataset(
     seed: int = 0,
     *,
     dataset: int = 0,
+    cache: MediaCache | None = None,
     progress: Progress | None = None,
 ) -> DatasetPlan:
     """The plan of one dataset, without the items that cannot be used: those are in `problems` with severity error.
 
     Raises:
-        DatasetError: The folder cannot be used, or no bucket fits a resolution.
+        DatasetError: The folder cannot be used, or no bucket fits a resolution or a number of frames.
     """
-    found = scan(section.path, section.recursive, progress)
-    buckets = [geometry.buckets(resolution) for resolution in dict.fromkeys(section.resolutions)]
+    found = scan(
+        section.path,
+        section.recursive,
+        progress,
+        cache=cache,
+        masks=section.masks,
+        alpha_masks=section.alpha_masks,
+        control=section.control,
+    )
+    places = [_Places(geometry.buckets(resolution)) for resolution in dict.fromkeys(section.resolutions)]
     problems = list(found.problems)
-    usable: list[Item] = []
+    usable: dict[Path, tuple[Item, list[Window | None]]] = {}
     for item in found.items:
-        about_caption = _about_caption(item, section)
-        problems += about_caption
-        if not any(problem.severity is Severity.ERROR for problem in about_caption):
-            usable.append(item)
-    held_out = _held_out(usable, section.validation_share, seed)
+        windows, about = _windows(item, section, geometry)
+        about += _about_caption(item, section)
+        problems += about
+        if not any(problem.severity is Severity.ERROR for problem in about):
+            usable[item.path] = item, windows
+    held_out = _held_out([item for item, _ in usable.values()], section.validation_share, seed)
     train: list[TrainItem] = []
     validation: list[TrainItem] = []
-    for of_resolution in buckets:
-        for item in usable:
-            placement = place(item.width, item.height, of_resolution)
-            problems += _about_placement(item, placement)
-            each = TrainItem(
-                dataset, item, placement, captions_of(item, section), section.repeats, section.caption_dropout
-            )
-            if item.sha256 in held_out:
-                plain = _composed(item.caption or "", section)
-                validation.append(replace(each, captions=(plain,), repeats=1, caption_dropout=0.0))
-            else:
-                train.append(each)
-    unused = {problem.path: problem.what for problem in problems if problem.severity is not Severity.WARNING}
-    unused |= dict.fromkeys(found.others, "neither media nor a caption")
-    used = {item.path for item in usable}
-    unused |= {p.path: p.what for p in problems if p.severity is Severity.WARNING and p.path not in used | set(unused)}
+    for of_resolution in places:
+        for item, windows in usable.values():
+            captions = captions_of(item, section)
+            placements = [of_resolution.place(item, window.frames if window else 1) for window in windows]
+            problems += _about_placement(item, placements[0])
+            for window, placement in zip(windows, placements, strict=True):
+                each = TrainItem(
+                    dataset,
+                    item,
+                    placement,
+                    captions,
+                    section.repeats * item.repeats,
+                    section.caption_dropout,
+                    window,
+                )
+                if item.sha256 in held_out:
+                    plain = _composed(item.caption or "", section)
+                    validation.append(replace(each, captions=(plain,), repeats=1, caption_dropout=0.0))
+                else:
+                    train.append(each)
+    unused = _unused(found, problems, usable)
     return DatasetPlan(train, validation, problems, [Unused(path, why) for path, why in unused.items()])
+
+
+class _Places:
+    """Placements in the buckets of one resolution; pictures of one size have the same."""
+
+    def __init__(self, buckets: Sequence[Bucket]) -> None:
+        self._buckets = buckets
+        self._known: dict[tuple[int, int, int], Placement] = {}
+
+    def place(self, item: Item, frames: int) -> Placement:
+        size = (item.width, item.height, frames)
+        if size not in self._known:
+            placed = place(item.width, item.height, self._buckets)
+            self._known[size] = replace(placed, bucket=replace(placed.bucket, frames=frames))
+        return self._known[size]
+
+
+def _windows(item: Item, section: DatasetSection, geometry: Geometry) -> tuple[list[Window | None], list[Problem]]:
+    """The stretches of an item that are trained on, and why there are none."""
+    if not item.is_clip:
+        return [None], []
+    if geometry.fps is None:
+        what = "It is a clip, and this base model trains on pictures only"
+        remedy = "Move it out of the dataset, or set `skip_unusable = true`."
+        return [], [Problem(Severity.ERROR, item.path, what, remedy)]
+    from lorapod.data.windows import windows_for
+
+    lengths = frame_buckets(section, geometry)
+    mode, count = section.clip_windows, section.windows_per_clip
+    windows = windows_for(item.seconds, lengths, geometry.fps, mode, count)
+    if windows:
+        return [*windows], []
+    shortest = lengths[0]
+    what = (
+        f"Its {item.seconds:.2f} seconds are too short for {shortest} frames at {geometry.fps:g} a second, the least in "
+        f"`frames`, which take more than {(shortest - 1) / geometry.fps:.2f}"
+    )
+    fitting = math.ceil(item.seconds * geometry.fps - _ROUNDING)
+    fitting -= (fitting - 1) % geometry.frame_step
+    remedy = f"Add {fitting} to `frames`, or take the clip out." if fitting > 0 else "Take the clip out."
+    return [], [Problem(Severity.ERROR, item.path, what, remedy)]
+
+
+def frame_buckets(section: DatasetSection, geometry: Geometry) -> list[int]:
+    """Lengths in frames that clips of a dataset are cut to, shortest first.
+
+    Raises:
+        DatasetError: The base model does not take clips of such a length.
+    """
+    lengths = sorted(set(section.frames))
+    for length in lengths:
+        over = (length - 1) % geometry.frame_step
+        if over:
+            step = geometry.frame_step
+            raise DatasetError(
+                f"Clips cannot be cut to {length} frames",
+                f"This base model takes one frame and then {step} at a time.",
+                f"Write {length - over} or {length - over + step} into `frames`.",
+            )
+    return lengths
+
+
+def _unused(found: Scan, problems: Sequence[Problem], usable: Mapping[Path, tuple[Item, object]]) -> dict[Path, str]:
+    """Paths of which nothing is trained on, and why: the worst that is said of each."""
+    used: set[Path | None] = {found.folder}
+    for item, _ in usable.values():
+        used |= {item.path, item.path.parent, item.caption_path, item.mask_path, *item.control_paths}
+    unused: dict[Path, str] = {}
+    for problem in sorted(problems, key=lambda problem: problem.rank):
+        if problem.path not in used:
+            unused.setdefault(problem.path, problem.what)
+    return unused | dict.fromkeys(found.others, "neither media nor a caption")
 
 
 def captions_of(item: Item, section: DatasetSection) -> tuple[str, ...]:
@@ -196,42 +287,6 @@ def captions_of(item: Item, section: DatasetSection) -> tuple[str, ...]:
         for i in range(section.caption_variants)
     )
     return tuple(dict.fromkeys(_composed(variant, section) for variant in variants))
-
-
-def batches(train: Sequence[TrainItem], batch_size: int, epoch: int, seed: int) -> list[list[int]]:
-    """The batches of one epoch, as indices into `train`; the same for the same arguments on every machine.
-
-    Each item is in as many batches as it has repeats. All items of a batch share a bucket; where a bucket's items do
-    not fill its last batch, that batch is short: nothing is dropped and nothing is seen twice to fill it.
-    """
-    rng = random.Random(f"{seed} {epoch}")
-    by_bucket: dict[Bucket, list[int]] = {}
-    for i, each in enumerate(train):
-        by_bucket.setdefault(each.placement.bucket, []).extend([i] * each.repeats)
-    portions: list[list[int]] = []
-    for bucket in sorted(by_bucket):
-        indices = by_bucket[bucket]
-        rng.shuffle(indices)
-        portions += [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
-    rng.shuffle(portions)
-    return portions
-
-
-def summary(plan: DataPlan) -> list[BucketSummary]:
-    """What each bucket of a plan holds and what it costs, train and validation together, smallest bucket first."""
-    by_bucket: dict[Bucket, list[TrainItem]] = {}
-    for each in plan.train + plan.validation:
-        by_bucket.setdefault(each.placement.bucket, []).append(each)
-    return [
-        BucketSummary(
-            bucket=bucket,
-            items=len(members),
-            mean_lost_share=sum(each.placement.lost_share for each in members) / len(members),
-            worst=max(members, key=lambda each: each.placement.lost_share),
-            upscaled=sum(each.placement.upscale > 1 for each in members),
-        )
-        for bucket, members in sorted(by_bucket.items())
-    ]
 
 
 def _composed(caption: str, section: DatasetSection) -> str:
@@ -259,10 +314,10 @@ def _held_out(items: Sequence[Item], share: float, seed: int) -> set[str]:
 
 
 def _about_caption(item: Item, section: DatasetSection) -> list[Problem]:
-    if item.caption_path is None and not section.allow_missing_captions:
+    if item.caption is None and not section.allow_missing_captions:
         remedy = "Write a .txt file of the same name beside it, or set `allow_missing_captions = true`."
         return [Problem(Severity.ERROR, item.path, "It has no caption file", remedy)]
-    if item.caption_path is None and not _composed("", section):
+    if item.caption is None and not _composed("", section):
         remedy = "Write a caption, or set a `trigger_word`."
         return [Problem(Severity.WARNING, item.path, "It is trained with an empty caption", remedy)]
     return []
@@ -289,7 +344,7 @@ def _unusable(problems: Sequence[Problem]) -> DatasetError:
     return DatasetError(
         f"{len(problems)} {'file' if len(problems) == 1 else 'files'} of the datasets cannot be used",
         "\n".join(lines),
-        " ".join(remedies) + " Or let what cannot be used be skipped.",
+        " ".join(remedies) + " Or set `skip_unusable = true` in the dataset to train without them.",
     )
 
 

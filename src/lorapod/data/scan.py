@@ -1,45 +1,55 @@
 """A folder of media, looked at: items that can be trained on, and problems with the rest.
 
-Every file under the folder ends as an item, as an item's caption, in a problem, or in `Scan.others` (files that are
-neither media nor captions). Clips are named but not opened; importing other layouts is not covered.
+Every file under the folder ends as an item, as what lies beside one (its caption, mask or control pictures), in a
+problem, or in `Scan.others`. Other trainers' layouts are read as they are (`lorapod.data.layouts`). With a `MediaCache`
+a folder that did not change is looked at without opening a file of it, metadata excepted.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Any
 
-from lorapod.data.captions import CAPTION_EXTENSIONS, read_caption
+from lorapod.data.facts import Fact, Failure, facts_about
+from lorapod.data.facts import Progress as Progress
+from lorapod.data.layouts import (
+    Metadata,
+    NumberedFolder,
+    about_numbered,
+    missing_from_metadata,
+    numbered_folders,
+    read_metadata,
+)
+from lorapod.data.media_cache import FileId, MediaCache
 from lorapod.data.names import natural_key, shown
-from lorapod.data.pictures import PictureInfo, probe
+from lorapod.data.sidecars import Paired, all_files, match_captions, shape_differs, take_mask_labels
 from lorapod.data.walk import UNUSED_SUB_FOLDER, Folder, Kind, Problem, Severity, walk
-from lorapod.errors import CaptionError, DatasetError
-from lorapod.files import sha256_of
+from lorapod.errors import DatasetError
 
-Progress = Callable[[int, int], None]
-"""Told how many of how many files are done."""
+Facts = dict[str, dict[Path, Fact | Failure]]
+"""By kind and path, as from `facts_about`."""
 
-MAX_THREADS = 8
-"""Each may hold a decoded picture, which takes hundreds of megabytes at the largest."""
-
-_NO_CLIPS = "Clips are not trained on yet by this version"
 _NO_READER = "Pictures of this format cannot be read"
 
 
 @dataclass(frozen=True)
 class Item:
-    """One picture of a dataset with its caption.
+    """One picture or clip of a dataset with its caption, and its mask and control pictures if any.
 
     Attributes:
         path: Absolute.
         width, height: In pixels, oriented as it is looked at.
-        caption: As in its file; None where it has none.
-        sha256: Of the picture's bytes, as hex.
+        caption: As written for it, or None.
+        caption_path: The file that the caption stands in, which is a folder's metadata for some.
+        sha256: Of the file's bytes, as hex.
         frames: 1 for a picture.
+        seconds, fps: Of a clip, 0 for a picture; `fps` is the mean.
+        mask_path: A picture whose white is learnt; the item's own path where its alpha channel is the mask.
+        control_paths: Pictures that an editing model is given, in order.
+        repeats: How often the dataset's layout says that it is seen, as kohya's folder names do.
     """
 
     path: Path
@@ -50,6 +60,15 @@ class Item:
     size_bytes: int
     sha256: str
     frames: int = 1
+    seconds: float = 0.0
+    fps: float = 0.0
+    mask_path: Path | None = None
+    control_paths: tuple[Path, ...] = ()
+    repeats: int = 1
+
+    @property
+    def is_clip(self) -> bool:
+        return self.seconds > 0
 
 
 @dataclass(frozen=True)
@@ -66,92 +85,249 @@ class Scan:
     others: list[Path]
 
 
-def scan(folder: Path, recursive: bool = False, progress: Progress | None = None) -> Scan:
-    """Looks at every file of a folder; pictures are decoded, so that damage shows now.
+def scan(
+    folder: Path,
+    recursive: bool = False,
+    progress: Progress | None = None,
+    *,
+    cache: MediaCache | None = None,
+    masks: Path | None = None,
+    alpha_masks: bool = False,
+    control: Path | None = None,
+) -> Scan:
+    """Looks at every file of a folder; media are decoded or read through, so that damage shows now.
+
+    Args:
+        cache: What is known from the last time, and where to keep what is found out now.
+        masks: Folder of masks, paired with items by name.
+        alpha_masks: Take the alpha channel for the mask of a picture that has one and no other mask.
+        control: Folder of control pictures, which every item must have then.
 
     Raises:
-        DatasetError: The folder is missing, is a file, cannot be read, or holds no picture at all.
+        DatasetError: The folder is missing, is a file, cannot be read, or holds nothing to train on at all.
     """
-    root = Path(os.path.abspath(folder.expanduser()))  # noqa: PTH100 - links in the path are the person's own names
-    folders, problems = _listed(root, recursive)
-    captions: dict[Path, Path] = {}
-    for each in folders:
-        found, caption_problems = match_captions(each)
-        captions |= found
-        problems += caption_problems
-        problems += _unused_media(each, found)
-    pictures = [path for each in folders for path in each.files[Kind.PICTURE]]
-    items: list[Item] = []
-    for item, item_problems in _looked_at(pictures, captions, progress):
-        items += [item] if item else []
-        problems += item_problems
+    root = _absolute(folder)
+    apart = [_absolute(each) for each in (masks, control) if each]
+    numbered = numbered_folders(root)
+    folders, problems = _listed(root, recursive, numbered, apart)
+    problems += [about_numbered(path, numbered[path]) for path in sorted(numbered, key=natural_key)]
+    found = _Listing(root, recursive, numbered, folders, problems)
+    found.pair(_absolute(masks) if masks else None, _absolute(control) if control else None)
+    known = facts_about(
+        {
+            "caption": list({file.path: file for file in found.captions.values()}.values()),
+            "picture": [*found.pictures, *found.beside],
+            "clip": found.clips,
+        },
+        cache,
+        progress,
+    )
+    items = [
+        item for item in (found.item(file, known, alpha_masks, control is not None) for file in found.media) if item
+    ]
     if not items and not any(problem.severity is Severity.ERROR for problem in problems):
         raise _empty(root, problems)
     problems += _twins(items)
-    return Scan(
-        folder=root,
-        items=sorted(items, key=lambda item: natural_key(item.path)),
-        problems=sorted(problems, key=lambda problem: natural_key(problem.path)),
-        others=sorted((path for each in folders for path in each.files[Kind.OTHER]), key=natural_key),
-    )
+    problems.sort(key=lambda problem: natural_key(problem.path))
+    others = sorted((path for path in found.others if path not in found.metadata_files), key=natural_key)
+    return Scan(folder=root, items=items, problems=problems, others=others)
 
 
-def match_captions(folder: Folder) -> tuple[dict[Path, Path], list[Problem]]:
-    """Caption file of each media file of a folder, and what is doubtful about them.
+class _Unusable(Exception):
+    """Why a media file is no item; caught where its item would have been made."""
 
-    A caption has its picture's name but for the extension. Where no name fits exactly, one that differs in upper and
-    lower case alone is taken if it is the only one, as after a way through Windows.
-    """
-    media = [path for kind in (Kind.PICTURE, Kind.CLIP, Kind.UNREADABLE) for path in folder.files[kind]]
-    files = sorted(folder.files[Kind.CAPTION], key=lambda p: (CAPTION_EXTENSIONS.index(p.suffix.lower()), str(p)))
-    exact: dict[str, list[Path]] = {}
-    for path in files:
-        exact.setdefault(path.stem, []).append(path)
-    stems = {path.stem for path in media}
-    loose: dict[str, list[Path]] = {}
-    for path in files:
-        if path.stem not in stems:
-            loose.setdefault(path.stem.casefold(), []).append(path)
-
-    problems: list[Problem] = []
-    found: dict[Path, Path] = {}
-    users: dict[Path, list[Path]] = {}
-    for path in media:
-        candidates = exact.get(path.stem, [])
-        if not candidates and len(loose.get(path.stem.casefold(), [])) == 1:
-            candidates = loose[path.stem.casefold()]
-        if candidates:
-            found[path] = candidates[0]
-            users.setdefault(candidates[0], []).append(path)
-        for extra in candidates[1:]:
-            what = f"It is not used, because {shown(candidates[0].name)} is the caption of {shown(path.name)}"
-            problems.append(Problem(Severity.WARNING, extra, what, "Keep one of the two."))
-    for caption, paths in users.items():
-        if len(paths) > 1:
-            what = "It is the caption of several files: " + ", ".join(shown(path.name) for path in paths)
-            problems.append(
-                Problem(Severity.WARNING, caption, what, "Give the files different names if it's not meant.")
-            )
-    spoken_for = set(users) | {problem.path for problem in problems}
-    for path in files:
-        if path not in spoken_for:
-            what = "There is no picture or clip of this caption's name"
-            remedy = "Name it as its picture, but for the extension, or move it out of the dataset."
-            problems.append(Problem(Severity.WARNING, path, what, remedy))
-    return found, problems
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(what)
+        self.what, self.remedy = what, remedy
 
 
-def _listed(root: Path, recursive: bool) -> tuple[list[Folder], list[Problem]]:
+class _Listing:
+    """The files of a dataset by their roles, before any is opened; and from them the items."""
+
+    def __init__(
+        self,
+        root: Path,
+        recursive: bool,
+        numbered: dict[Path, NumberedFolder],
+        folders: list[Folder],
+        problems: list[Problem],
+    ) -> None:
+        self.root, self.numbered, self.problems = root, numbered, problems
+        self.others = [path for each in folders for path in each.paths(Kind.OTHER)]
+        self.captions: dict[Path, FileId] = {}
+        self.labels: dict[Path, FileId] = {}
+        self.metadata: list[Metadata] = []
+        self.masks: dict[Path, tuple[FileId, ...]] = {}
+        self.controls: dict[Path, tuple[FileId, ...]] = {}
+        self._class_words_used: set[Path] = set()
+        for each in folders:
+            for roles, (found, about) in (
+                (self.labels, take_mask_labels(each)),
+                (self.captions, match_captions(each)),
+            ):
+                roles |= found
+                problems += about
+            self.metadata.append(read_metadata(each))
+            problems += self.metadata[-1].problems
+            problems += _unreadable(each, self.captions)
+        self.pictures = [file for each in folders for file in each.files[Kind.PICTURE]]
+        self.clips = [file for each in folders for file in each.files[Kind.CLIP]]
+        self.media = [*self.pictures, *self.clips]
+        if self.clips or len(folders) > 1:
+            self.media.sort(key=lambda file: natural_key(file.path))
+        self.written = {path: (text, m.file) for m in self.metadata for path, text in m.captions.items()}
+        self.metadata_files = {m.file for m in self.metadata if m.file}
+        paths = {file.path for file in self.media} if self.written else set()
+        for metadata in self.metadata:
+            problems += missing_from_metadata(metadata, paths, recursive)
+
+    @property
+    def beside(self) -> list[FileId]:
+        """Masks and control pictures."""
+        return all_files([*self.masks.values(), *self.controls.values()])
+
+    def pair(self, masks: Path | None, control: Path | None) -> None:
+        """Finds masks and control pictures of the items."""
+        media = [file.path for file in self.media]
+        self.masks = {path: (label,) for path, label in self.labels.items()}
+        if masks:
+            paired = Paired(masks, self.root, media, "mask", counted=False)
+            self.masks |= paired.of
+            self._take(paired)
+        if control:
+            paired = Paired(control, self.root, media, "control picture", counted=True)
+            self.controls = paired.of
+            self._take(paired)
+
+    def _take(self, paired: Paired) -> None:
+        self.problems += paired.problems
+        self.others += paired.others
+
+    def item(self, file: FileId, known: Facts, alpha_masks: bool, wants_control: bool) -> Item | None:
+        """The item of a media file; None where it cannot be used, which is then among the problems."""
+        path = file.path
+        fact = known["picture"].get(path) or known["clip"][path]
+        try:
+            if isinstance(fact, Failure):
+                raise _Unusable(*fact)
+            if "seconds" not in fact and fact["frames"] > 1:
+                what = f"Only the first of its {fact['frames']} frames is used"
+                self._warn(path, what, "Export the frames that you want as single pictures.")
+            caption_path, caption = self._caption(path, known["caption"])
+            mask = self._beside(path, fact, self.masks.get(path, ()), known["picture"], "mask")
+            controls = self._beside(path, fact, self.controls.get(path, ()), known["picture"], "control picture")
+            if wants_control and not controls:
+                raise _Unusable("It has no control picture", "Put one of its name into the folder of control pictures.")
+        except _Unusable as error:
+            self.problems.append(Problem(Severity.ERROR, path, error.what, error.remedy))
+            return None
+        if not mask and alpha_masks and fact.get("has_alpha"):
+            mask = (path,)
+        if not mask and self.masks:
+            what = "It has no mask, so all of it is learnt"
+            self.problems.append(Problem(Severity.INFO, path, what, "Add a mask of its name if that is not meant."))
+        return Item(
+            path=path,
+            width=fact["width"],
+            height=fact["height"],
+            caption=caption,
+            caption_path=caption_path,
+            size_bytes=file.size,
+            sha256=fact["sha256"],
+            frames=fact["frames"] if "seconds" in fact else 1,
+            seconds=fact.get("seconds", 0.0),
+            fps=fact.get("fps", 0.0),
+            mask_path=mask[0] if mask else None,
+            control_paths=controls,
+            repeats=self._repeats(path),
+        )
+
+    def _warn(self, path: Path, what: str, remedy: str) -> None:
+        self.problems.append(Problem(Severity.WARNING, path, what, remedy))
+
+    def _caption(self, path: Path, known: dict[Path, Fact | Failure]) -> tuple[Path | None, str | None]:
+        """Caption and the file it stands in: of its own file, else of metadata, else the class words of its folder."""
+        file = self.captions.get(path)
+        written, metadata = self.written.get(path, (None, None))
+        if file is None:
+            return (metadata, written) if metadata else (None, self._class_words(path))
+        fact = known[file.path]
+        if isinstance(fact, Failure):
+            raise _Unusable(*fact)
+        text = str(fact["text"])
+        if text and fact["lines"] == 1 and not metadata:
+            return file.path, text
+        name = shown(file.path.name)
+        if not text:
+            self._warn(path, f"Its caption file {name} is empty", "Write what is to be seen, or remove the file.")
+        if fact["lines"] > 1:
+            what = f"The {fact['lines']} lines of its caption file {name} are joined to one caption"
+            remedy = "Keep one of them if they were meant as alternatives."
+            self.problems.append(Problem(Severity.INFO, path, what, remedy))
+        if metadata and written != text:
+            what = f"Its caption file {name} counts, not what {metadata.name} says of it"
+            self._warn(path, what, "Remove the one that is not meant.")
+        elif metadata:
+            what = f"Its caption file {name} counts; {metadata.name} says the same of it"
+            self.problems.append(Problem(Severity.INFO, path, what, "Keep one of the two, so that they cannot part."))
+        return file.path, text
+
+    def _class_words(self, path: Path) -> str | None:
+        folder = self._numbered_folder(path)
+        if folder is None:
+            return None
+        words = self.numbered[folder].words
+        if folder not in self._class_words_used:
+            self._class_words_used.add(folder)
+            what = f"Its items without a caption file are captioned `{shown(words)}`, as kohya's trainers do"
+            self.problems.append(Problem(Severity.INFO, folder, what, "Write caption files if that is not meant."))
+        return words
+
+    def _beside(
+        self, path: Path, fact: Fact, files: Sequence[FileId], known: dict[Path, Fact | Failure], what: str
+    ) -> tuple[Path, ...]:
+        """Paths of masks or control pictures, once they were looked at."""
+        for file in files:
+            other, name = known[file.path], shown(file.path.name)
+            if isinstance(other, Failure):
+                raise _Unusable(f"Its {what} {name} cannot be used: {other.what}", other.remedy)
+            sides = fact["width"], fact["height"], other["width"], other["height"]
+            if shape_differs(*sides):
+                text = f"Its {what} {name} has another shape: {sides[2]}x{sides[3]} to its own {sides[0]}x{sides[1]}"
+                if what == "mask":
+                    raise _Unusable(text, "Crop one of the two, so that they cover each other.")
+                self._warn(path, text, "Crop it to the item's shape, or what sticks out is cut off.")
+        return tuple(file.path for file in files)
+
+    def _repeats(self, path: Path) -> int:
+        folder = self._numbered_folder(path)
+        return self.numbered[folder].repeats if folder else 1
+
+    def _numbered_folder(self, path: Path) -> Path | None:
+        if not self.numbered:
+            return None
+        return next((parent for parent in path.parents if parent in self.numbered), None)
+
+
+def _absolute(folder: Path) -> Path:
+    return Path(os.path.abspath(folder.expanduser()))  # noqa: PTH100 - links in the path are the person's own names
+
+
+def _listed(
+    root: Path, recursive: bool, also: dict[Path, Any], leave_out: list[Path]
+) -> tuple[list[Folder], list[Problem]]:
     name = shown(root)
     try:
-        return walk(root, recursive)
+        return walk(root, recursive, also=also, leave_out=leave_out)
     except FileNotFoundError as error:
         raise DatasetError(
             f"There is no dataset folder {name}", "Nothing is at that path.", "Check how it is spelled."
         ) from error
     except NotADirectoryError as error:
         raise DatasetError(
-            f"{name} is a file", "A dataset is a folder of pictures.", f"Give the folder: {shown(root.parent)}"
+            f"{name} is a file",
+            "A dataset is a folder of pictures and clips.",
+            f"Give the folder: {shown(root.parent)}",
         ) from error
     except OSError as error:
         raise DatasetError(
@@ -159,58 +335,13 @@ def _listed(root: Path, recursive: bool) -> tuple[list[Folder], list[Problem]]:
         ) from error
 
 
-def _unused_media(folder: Folder, captions: dict[Path, Path]) -> list[Problem]:
-    """Clips and formats that cannot be read. With a caption beside it, a file was surely meant to be trained on."""
-    found = []
-    for kind, what, remedy in (
-        (Kind.CLIP, _NO_CLIPS, "Leave it for a later version, or export pictures from it."),
-        (Kind.UNREADABLE, _NO_READER, "Export it as PNG, JPEG or WebP to use it."),
-    ):
-        for path in folder.files[kind]:
-            severity = Severity.WARNING if path in captions else Severity.INFO
-            found.append(Problem(severity, path, what, remedy))
-    return found
-
-
-def _looked_at(
-    pictures: list[Path], captions: dict[Path, Path], progress: Progress | None
-) -> Iterable[tuple[Item | None, list[Problem]]]:
-    with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
-        for done, result in enumerate(pool.map(partial(_look_at, captions=captions), pictures), start=1):
-            yield result
-            if progress:
-                progress(done, len(pictures))
-
-
-def _look_at(path: Path, captions: dict[Path, Path]) -> tuple[Item | None, list[Problem]]:
-    try:
-        info = probe(path)
-        size, digest = path.stat().st_size, sha256_of(path)
-    except DatasetError as error:
-        return None, [Problem(Severity.ERROR, path, error.why.rstrip("."), error.remedy)]
-    except OSError as error:
-        what = f"It cannot be read: {error.strerror}"
-        return None, [Problem(Severity.ERROR, path, what, "Check that it is there and that you may read it.")]
-    caption_path = captions.get(path)
-    problems = _about(path, info)
-    caption = None
-    if caption_path:
-        try:
-            caption = read_caption(caption_path)
-        except CaptionError as error:
-            what = f"{error.what}. {error.why.rstrip('.')}"
-            return None, [*problems, Problem(Severity.ERROR, path, what, error.remedy)]
-        if not caption:
-            what = f"Its caption file {shown(caption_path.name)} is empty"
-            problems.append(Problem(Severity.WARNING, path, what, "Write what is to be seen, or remove the file."))
-    return Item(path, info.width, info.height, caption, caption_path, size, digest), problems
-
-
-def _about(path: Path, info: PictureInfo) -> list[Problem]:
-    if info.frames == 1:
-        return []
-    what = f"Only the first of its {info.frames} frames is used"
-    return [Problem(Severity.WARNING, path, what, "Export the frames that you want as single pictures.")]
+def _unreadable(folder: Folder, captions: dict[Path, FileId]) -> list[Problem]:
+    """Formats that cannot be read. With a caption beside it, a file was surely meant to be trained on."""
+    remedy = "Export it as PNG, JPEG or WebP to use it."
+    return [
+        Problem(Severity.WARNING if path in captions else Severity.INFO, path, _NO_READER, remedy)
+        for path in folder.paths(Kind.UNREADABLE)
+    ]
 
 
 def _twins(items: list[Item]) -> list[Problem]:
@@ -219,13 +350,13 @@ def _twins(items: list[Item]) -> list[Problem]:
     for item in items:
         other = first.setdefault(item.sha256, item.path)
         if other != item.path:
-            what = f"It is the same picture as {shown(other.name)}, which is therefore seen more often"
+            what = f"It is the same file as {shown(other.name)}, which is therefore seen more often"
             problems.append(Problem(Severity.WARNING, item.path, what, "Remove one, or use `repeats` if it's meant."))
     return problems
 
 
 def _empty(root: Path, problems: list[Problem]) -> DatasetError:
-    media = [problem for problem in problems if problem.what in (_NO_CLIPS, _NO_READER)]
+    media = [problem for problem in problems if problem.what == _NO_READER]
     folders = [problem for problem in problems if problem.what == UNUSED_SUB_FOLDER]
     if folders:
         names = ", ".join(shown(problem.path.name) for problem in folders[:5])
@@ -233,5 +364,6 @@ def _empty(root: Path, problems: list[Problem]) -> DatasetError:
     elif media:
         why, remedy = f"It holds {shown(media[0].path.name)}, for example. {media[0].what}.", media[0].remedy
     else:
-        why, remedy = "No file in it is a picture.", "Put pictures into it (PNG, JPEG or WebP), or give another folder."
-    return DatasetError(f"The dataset {shown(root)} holds no picture to train on", why, remedy)
+        why = "No file in it is a picture or a clip."
+        remedy = "Put pictures (PNG, JPEG or WebP) or clips (MP4, for example) into it, or give another folder."
+    return DatasetError(f"The dataset {shown(root)} holds nothing to train on", why, remedy)

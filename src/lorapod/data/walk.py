@@ -1,18 +1,22 @@
 """Which files a folder holds, by kind, and which folders were not looked into.
 
-Every path under the folder comes back: as a file of a `Folder`, or in a problem. Links are followed once.
+Every path under the folder comes back: as a file of a `Folder`, or in a problem. Links are followed once. Files are
+told apart by name and by what the folder's listing says of them; but for the leavings of macOS none is opened.
 """
 
 from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
 
 from lorapod.data.captions import CAPTION_EXTENSIONS
-from lorapod.data.names import natural_key
+from lorapod.data.media_cache import FileId
+from lorapod.data.names import name_key, shown
 from lorapod.data.pictures import picture_extensions
 
 CLIP_EXTENSIONS = frozenset({
@@ -28,6 +32,9 @@ UNREADABLE_EXTENSIONS = frozenset({
 
 _NOT_LOOKED_INTO = frozenset({"__MACOSX", "@eaDir"})
 """Copies and thumbnails that macOS archives and Synology disks put beside pictures."""
+
+MASK_FOLDERS = frozenset({"mask", "masks"})
+"""Sub-folders in which other trainers' users keep masks, lower case."""
 
 UNUSED_SUB_FOLDER = "This sub-folder holds pictures that are not used"
 
@@ -47,8 +54,8 @@ class Problem:
     """Something about a dataset that the person should know.
 
     Attributes:
-        severity: `error`: the item at `path` cannot be used; `warning`: it is used, but look at it; `info`: not used,
-            and that is probably meant.
+        severity: `error`: the item at `path` cannot be used; `warning`: look at it; `info`: good to know, and probably
+            meant.
         path: The file or folder.
         what: One sentence without a full stop.
         remedy: What to do.
@@ -78,11 +85,21 @@ class Folder:
     """The files of one folder, in natural order."""
 
     path: Path
-    files: dict[Kind, list[Path]] = field(default_factory=lambda: {kind: [] for kind in Kind})
+    files: dict[Kind, list[FileId]] = field(default_factory=lambda: {kind: [] for kind in Kind})
+
+    def paths(self, *kinds: Kind) -> list[Path]:
+        """Of the files of these kinds."""
+        return [file.path for kind in kinds for file in self.files[kind]]
 
 
-def walk(root: Path, recursive: bool) -> tuple[list[Folder], list[Problem]]:
+def walk(
+    root: Path, recursive: bool, *, also: Collection[Path] = (), leave_out: Collection[Path] = ()
+) -> tuple[list[Folder], list[Problem]]:
     """The folders under `root` (it alone unless `recursive`) and problems with what could not be looked at.
+
+    Args:
+        also: Sub-folders that are looked into in any case.
+        leave_out: Folders that belong to the dataset but hold no items, such as masks.
 
     Raises:
         OSError: `root` itself cannot be listed.
@@ -90,12 +107,14 @@ def walk(root: Path, recursive: bool) -> tuple[list[Folder], list[Problem]]:
     folders: list[Folder] = []
     problems: list[Problem] = []
     seen: set[tuple[int, int]] = set()
+    apart = {identity for identity in map(_folder_identity, leave_out) if identity}
     pending = [root]
     while pending:
         path = pending.pop()
+        folder = Folder(path)
         try:
             status = path.stat()
-            entries = sorted(path.iterdir(), key=natural_key)
+            below = [] if (status.st_dev, status.st_ino) in seen else _sort_in(folder, problems)
         except OSError as error:
             if path == root:
                 raise
@@ -107,72 +126,101 @@ def walk(root: Path, recursive: bool) -> tuple[list[Folder], list[Problem]]:
             problems.append(Problem(Severity.WARNING, path, what, "Remove the link if its pictures are missing."))
             continue
         seen.add((status.st_dev, status.st_ino))
-        folder = Folder(path)
         folders.append(folder)
-        below = [entry for entry in entries if _sort_in(entry, folder, problems)]
-        wanted = [entry for entry in below if recursive and not _hidden(entry)]
-        problems += [_passed_by(entry) for entry in below if entry not in wanted]
+        below = [each for each in below if not apart or _folder_identity(each) not in apart]
+        wanted = [each for each in below if each in also or (recursive and not is_hidden(each))]
+        problems += [_mask_folder(each, used=True) for each in wanted if each.name.lower() in MASK_FOLDERS]
+        problems += [_passed_by(each) for each in below if each not in wanted]
         pending += reversed(wanted)
     return folders, problems
 
 
-def kind_of(path: Path) -> Kind:
+def kind_of(name: str) -> Kind:
     """The kind that a file's extension says."""
-    extension = path.suffix.lower()
-    if extension in CAPTION_EXTENSIONS:
-        return Kind.CAPTION
-    if extension in CLIP_EXTENSIONS:
-        return Kind.CLIP
-    if extension in picture_extensions():
-        return Kind.PICTURE
-    return Kind.UNREADABLE if extension in UNREADABLE_EXTENSIONS else Kind.OTHER
+    return _kinds().get(os.path.splitext(name)[1].lower(), Kind.OTHER)  # noqa: PTH122 - a name, a hundred thousand times
 
 
-def _sort_in(entry: Path, folder: Folder, problems: list[Problem]) -> bool:
-    """Puts a file where it belongs; True for a folder."""
-    kind = kind_of(entry)
-    matters = Severity.INFO if kind is Kind.OTHER else Severity.ERROR
+@cache
+def _kinds() -> dict[str, Kind]:
+    """Kind by extension; of two that claim one, the later."""
+    return {
+        **dict.fromkeys(UNREADABLE_EXTENSIONS, Kind.UNREADABLE),
+        **dict.fromkeys(picture_extensions(), Kind.PICTURE),
+        **dict.fromkeys(CLIP_EXTENSIONS, Kind.CLIP),
+        **dict.fromkeys(CAPTION_EXTENSIONS, Kind.CAPTION),
+    }
+
+
+def _sort_in(folder: Folder, problems: list[Problem]) -> list[Path]:
+    """Puts the files of a folder where they belong, and gives its sub-folders, both in natural order."""
+    with os.scandir(folder.path) as listing:
+        entries = sorted(listing, key=lambda entry: name_key(entry.name))
+    below: list[Path] = []
+    for entry in entries:
+        name = entry.name
+        kind = kind_of(name)
+        matters = Severity.INFO if kind is Kind.OTHER else Severity.ERROR
+        path = Path(entry.path)
+        try:
+            status = entry.stat()
+        except OSError as error:
+            why = "The link leads nowhere" if entry.is_symlink() else f"It cannot be looked at: {error.strerror}"
+            problems.append(Problem(matters, path, why, "Mend or remove it."))
+            continue
+        if stat.S_ISDIR(status.st_mode):
+            below.append(path)
+        elif not stat.S_ISREG(status.st_mode):
+            problems.append(Problem(matters, path, "It is a device, pipe or socket, no file", "Remove it."))
+        else:
+            kind = Kind.OTHER if _is_apple_double(path, name) else kind
+            folder.files[kind].append(FileId(path, status.st_size, status.st_mtime_ns, status.st_ino))
+    return below
+
+
+def _folder_identity(folder: Path) -> tuple[int, int] | None:
     try:
-        mode = entry.stat().st_mode
-    except OSError as error:
-        why = "The link leads nowhere" if entry.is_symlink() else f"It cannot be looked at: {error.strerror}"
-        problems.append(Problem(matters, entry, why, "Mend or remove it."))
-        return False
-    if stat.S_ISDIR(mode):
-        return True
-    if not stat.S_ISREG(mode):
-        problems.append(Problem(matters, entry, "It is a device, pipe or socket, no file", "Remove it."))
-    elif _is_apple_double(entry):
-        folder.files[Kind.OTHER].append(entry)
-    else:
-        folder.files[kind].append(entry)
-    return False
+        status = folder.stat()
+    except OSError:
+        return None  # Whoever needs the folder says what is wrong with it.
+    return status.st_dev, status.st_ino
 
 
-def _hidden(folder: Path) -> bool:
+def is_hidden(folder: Path) -> bool:
+    """Whether a sub-folder is left alone even where sub-folders are asked for."""
     return folder.name.startswith(".") or folder.name in _NOT_LOOKED_INTO
 
 
 def _passed_by(folder: Path) -> Problem:
-    if _hidden(folder):
+    if is_hidden(folder):
         what = "Hidden folders are not looked into"
         return Problem(Severity.INFO, folder, what, "Rename it if it belongs to the dataset.")
     if _holds_pictures(folder):
+        if folder.name.lower() in MASK_FOLDERS:
+            return _mask_folder(folder, used=False)
         return Problem(Severity.WARNING, folder, UNUSED_SUB_FOLDER, "Set `recursive = true` to use them.")
     return Problem(Severity.INFO, folder, "This sub-folder was not looked into", "")
+
+
+def _mask_folder(folder: Path, *, used: bool) -> Problem:
+    name = f"masks = '{shown(folder)}'"
+    if used:
+        what = "Its pictures are trained on like others, though it is named like a folder of masks"
+        return Problem(Severity.WARNING, folder, what, f"Set `{name}` in the dataset if they are masks.")
+    what = "It is named like a folder of masks, which are not used unless the recipe says so"
+    return Problem(Severity.WARNING, folder, what, f"Set `{name}` in the dataset to use them.")
 
 
 def _holds_pictures(folder: Path) -> bool:
     try:
         with os.scandir(folder) as entries:
-            return any(kind_of(Path(entry.name)) in (Kind.PICTURE, Kind.CLIP) for entry in entries)
+            return any(kind_of(entry.name) in (Kind.PICTURE, Kind.CLIP) for entry in entries)
     except OSError:
         return False  # It wasn't asked for, and is named as not looked into all the same.
 
 
-def _is_apple_double(path: Path) -> bool:
+def _is_apple_double(path: Path, name: str) -> bool:
     """Whether it is one of the `._name` files in which macOS keeps what other disks have no place for."""
-    if not path.name.startswith("._"):
+    if not name.startswith("._"):
         return False
     try:
         with path.open("rb") as file:

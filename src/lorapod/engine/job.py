@@ -6,13 +6,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lorapod import recipe as recipes
-from lorapod.data import DataPlan, Geometry, TrainItem, load_picture, plan_datasets
+from lorapod.data import DataPlan, Geometry, MediaCache, TrainItem, plan_datasets
 from lorapod.engine.cache import Cache
 from lorapod.engine.families import Family, family_named
+from lorapod.errors import DatasetError
 from lorapod.models import BaseModel, find_base_model
 from lorapod.recipe import Recipe
 from lorapod.recipe.schema import Precision
@@ -45,9 +48,22 @@ class Job:
 
     @cached_property
     def data(self) -> DataPlan:
+        self._refuse_what_is_not_trained_with()
+        family = self.family
+        geometry = Geometry(divisor=family.pixel_divisor, frame_step=family.frame_step, fps=family.fps)
         return plan_datasets(
-            self.recipe.datasets, Geometry(divisor=self.family.pixel_divisor), self.recipe.training.seed
+            self.recipe.datasets, geometry, self.recipe.training.seed, cache=MediaCache.of(self.workspace)
         )
+
+    def _refuse_what_is_not_trained_with(self) -> None:
+        for section in self.recipe.datasets:
+            for key in ("masks", "alpha_masks", "control"):
+                if getattr(section, key):
+                    raise DatasetError(
+                        f"The built-in trainer does not train with `{key}` yet",
+                        f"The dataset {section.path} asks for it.",
+                        f"Leave `{key}` out, or choose another trainer.",
+                    )
 
     @cached_property
     def device(self) -> torch.device:
@@ -73,9 +89,12 @@ class Job:
         return self.text_cache.key(caption=caption)
 
     def latents_key(self, item: TrainItem) -> str:
-        """Depends on the file's bytes and on how it is resized and cropped, not on its name."""
+        """Depends on the file's bytes and on how it is resized, cropped and cut, not on its name."""
         place = item.placement
-        return self.latents_cache.key(file=item.item.sha256, resize=list(place.resize_to), crop=list(place.crop))
+        made_from = {"file": item.item.sha256, "resize": list(place.resize_to), "crop": list(place.crop)}
+        if item.window:
+            made_from["window"] = [item.window.start, item.window.frames, item.window.fps]
+        return self.latents_cache.key(**made_from)
 
     def items(self) -> list[TrainItem]:
         """Items to train on and items held out."""
@@ -95,7 +114,6 @@ class Job:
         return list(dict.fromkeys(first))[:2]
 
 
-def pixels_of(item: TrainItem) -> Tensor:
-    """Pixels of an item as the denoiser's VAE takes them, (1, 3, f, h, w) in -1..1."""
-    picture = torch.from_numpy(load_picture(item.item.path, item.placement))  # (h, w, 3)
-    return (picture.permute(2, 0, 1).float() / 127.5 - 1)[None, :, None]
+def as_pixels(frames: NDArray[np.uint8]) -> Tensor:
+    """Frames (f, h, w, 3) of an item as the denoiser's VAE takes them, (1, 3, f, h, w) in -1..1."""
+    return (torch.from_numpy(frames).permute(3, 0, 1, 2).float() / 127.5 - 1)[None]

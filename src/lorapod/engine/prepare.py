@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from lorapod.data import DataPlan, Severity, shown, summary
-from lorapod.engine.job import Job, pixels_of
+from lorapod.data import DataPlan, Severity, load_items, shown, summary
+from lorapod.engine.job import Job, as_pixels
 from lorapod.engine.output import emit
 from lorapod.errors import TrainingError
 from lorapod.events import EventType
@@ -29,8 +29,12 @@ def prepare(job: Job, stopped: Callable[[], bool]) -> None:
         DiskError: No space; what is cached already is kept.
     """
     for problem in job.data.problems:
-        kind: EventType = "warning" if problem.severity is Severity.WARNING else "info"
+        kind: EventType = "info" if problem.severity is Severity.INFO else "warning"
         emit(kind, message=f"{shown(problem.path)}: {problem.what}", hint=problem.remedy)
+    masked = sum(item.item.mask_path is not None for item in job.items())
+    if masked:
+        message = f"The masks of {masked} items are not used: the built-in trainer does not train with masks yet"
+        emit("warning", message=message, hint="Choose another trainer if they matter.")
     write_text_whole(job.folder / "data.json", json.dumps(data_sheet(job), indent=2))
     _prepare_text(job, stopped)
     if not stopped():
@@ -83,10 +87,11 @@ def _prepare_latents(job: Job, stopped: Callable[[], bool]) -> None:
         return
     vae = job.family.load_vae(job.base, job.device, job.dtype)
     progress = _Progress("cache latents", len(items), len(items) - len(missing), "items")
-    for key in missing:
+    pixels = load_items([items[key] for key in missing])
+    for key, frames in zip(missing, pixels, strict=True):
         if stopped():
             return
-        entry = job.family.encode_pixels(vae, pixels_of(items[key]))[0]
+        entry = job.family.encode_pixels(vae, as_pixels(frames))[0]
         if not all(value.isfinite().all() for value in entry.values()):
             raise TrainingError(
                 f"The VAE gave no usable latents for {items[key].item.path}",

@@ -1,6 +1,6 @@
-"""Base models: the catalogue, and what is on disk."""
+"""Base models: the catalogue, getting their files, and what is on disk."""
 
-from lorapod.models.base_model import BaseModel, find_base_model
-from lorapod.models.catalogue import Entry, catalogue
+from lorapod.models.base_model import BaseModel, find_base_model, find_files
+from lorapod.models.catalogue import Entry, Layout, catalogue, entries
 
-__all__ = ["BaseModel", "Entry", "catalogue", "find_base_model"]
+__all__ = ["BaseModel", "Entry", "Layout", "catalogue", "entries", "find_base_model", "find_files"]

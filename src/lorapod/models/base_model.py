@@ -1,7 +1,7 @@
 """A base model on disk, in diffusers layout: found, checked for completeness, fingerprinted.
 
-Nothing is loaded here; weights are only looked at through their safetensors headers. Single files as ComfyUI ships them
-and fetching are not covered yet.
+Nothing is loaded here; weights are only looked at through their safetensors headers. `find_files` gives the files that a
+trainer needs as they were pulled; `find_base_model` a base model for the built-in engine, which reads diffusers folders.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import Any
 
 from lorapod.errors import BaseModelError
 from lorapod.files import is_whole_safetensors
-from lorapod.models.catalogue import Entry, catalogue
+from lorapod.models.catalogue import Entry, Layout, entries
+from lorapod.models.store import Store
 from lorapod.workspace import Workspace
 
 FAMILY_OF_PIPELINE = {"ZImagePipeline": "z_image"}
@@ -75,40 +76,81 @@ def find_base_model(name: str, workspace: Workspace) -> BaseModel:
     Raises:
         BaseModelError: Unknown name, not on disk, a file is missing or damaged, or the family cannot be trained.
     """
-    entry = catalogue().get(name)
+    known = entries(workspace)
+    entry = known.get(name)
     if entry is None and "/" not in name and not Path(name).is_dir():
-        near = difflib.get_close_matches(name, catalogue(), n=1)
-        raise BaseModelError(
-            f"No base model is called {name!r}",
-            f"The catalogue holds {', '.join(catalogue())}." + (f" Did you mean {near[0]}?" if near else ""),
-            "Name one of these, or give the path of a folder in diffusers layout.",
-        )
+        raise unknown(name, known)
+    if entry is not None and entry.family not in FAMILY_OF_PIPELINE.values():
+        raise _cannot_train(f"{entry.title} cannot be trained by the built-in engine yet", entry.family)
     folder = _folder_of(entry, workspace) if entry else Path(name).expanduser()
     if not folder.is_dir():
         raise _not_there(name, entry, folder)
-    return BaseModel(name if entry else folder.name, _check(folder), folder)
+    return BaseModel(name if entry else folder.name, _check(folder, entry), folder)
+
+
+def find_files(name: str, workspace: Workspace, trainer: str) -> dict[str, list[Path]]:
+    """The files of a base model that a trainer needs, as `layout/part` to their places in the layouts' folders.
+
+    Raises:
+        BaseModelError: Unknown name, the trainer cannot train it, or a file was not pulled.
+    """
+    known = entries(workspace)
+    if name not in known:
+        raise unknown(name, known)
+    entry, store = known[name], Store(workspace)
+    needed = {(spec.layout.value, spec.part) for spec in entry.files_for(trainer)}
+    found: dict[str, list[Path]] = {f"{layout}/{part}": [] for layout, part in sorted(needed)}
+    for file in store.record(name).files:
+        if (file.layout, file.part) in needed and store.place(file).is_file():
+            found[f"{file.layout}/{file.part}"].append(store.folder(name, file.layout) / file.target)
+    missing = [need for need, paths in found.items() if not paths]
+    if missing:
+        raise BaseModelError(
+            f"The base model {name} is not on this machine as {trainer} needs it",
+            f"Missing: {', '.join(missing)}.",
+            f"Fetch it with: lorapod models pull {name} --for {trainer}",
+        )
+    return found
+
+
+def unknown(name: str, known: dict[str, Entry]) -> BaseModelError:
+    """The error for a name that no entry has, with the nearest one."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return BaseModelError(
+        f"No base model is called {name!r}",
+        f"The catalogue holds {', '.join(known)}." + (f" Did you mean {near[0]}?" if near else ""),
+        "Name one of these, give the path of a folder in diffusers layout, or add it with `lorapod models add`.",
+    )
 
 
 def _folder_of(entry: Entry, workspace: Workspace) -> Path:
     if entry.packaged:
         return Path(str(resources.files("lorapod") / entry.packaged))
-    return workspace.models / entry.name
+    by_hand = workspace.models / entry.name
+    if (by_hand / "model_index.json").is_file():
+        return by_hand
+    return Store(workspace).folder(entry.name, Layout.DIFFUSERS)
 
 
 def _not_there(name: str, entry: Entry | None, folder: Path) -> BaseModelError:
-    if entry and entry.hub:
+    if entry:
         return BaseModelError(
             f"The base model {name} is not on this machine",
             f"It is looked for in {folder}.",
-            f"Fetch it with: hf download {entry.hub} --local-dir {folder}",
+            f"Fetch it with: lorapod models pull {name}",
         )
     return BaseModelError(
         f"There is no base model at {folder}", "The folder does not exist.", "Check `base_model.name`."
     )
 
 
-def _check(folder: Path) -> str:
-    """Family of the complete model in `folder`."""
+def _cannot_train(what: str, family: str) -> BaseModelError:
+    can = ", ".join(sorted(set(FAMILY_OF_PIPELINE.values())))
+    return BaseModelError(what, f"It is of the family {family}.", f"Use a base model of one of these families: {can}.")
+
+
+def _check(folder: Path, entry: Entry | None) -> str:
+    """Family of the complete model in `folder`, which is of `entry` if that is given."""
     index_file = folder / "model_index.json"
     if not index_file.is_file():
         raise BaseModelError(
@@ -120,22 +162,41 @@ def _check(folder: Path) -> str:
     pipeline = index.get("_class_name")
     family = FAMILY_OF_PIPELINE.get(str(pipeline))
     if family is None:
-        known = _OTHER_PIPELINES.get(str(pipeline))
+        other = _OTHER_PIPELINES.get(str(pipeline))
+        what = f"The base model in {folder} cannot be trained by the built-in engine"
+        if other:
+            raise _cannot_train(what, other)
         raise BaseModelError(
-            f"The base model in {folder} cannot be trained by the built-in engine",
-            f"It is of the family {known}."
-            if known
-            else f"Its pipeline class is {pipeline}, which lorapod does not know.",
+            what,
+            f"Its pipeline class is {pipeline}, which lorapod does not know.",
             f"Use a base model of one of these families: {', '.join(sorted(set(FAMILY_OF_PIPELINE.values())))}.",
+        )
+    if entry is not None and family != entry.family:
+        raise BaseModelError(
+            f"The base model in {folder} is of the family {family}, not {entry.family}",
+            f"{entry.name} is an entry of {entry.family}.",
+            "Remove the entry and add it again with the right --family.",
         )
     missing = [part for part, spec in _components(index) for part in _missing(folder, part, spec)]
     if missing:
         raise BaseModelError(
             f"The base model in {folder} is not complete",
             "Missing or damaged: " + ", ".join(missing) + ".",
-            "Fetch it again; files that are already whole are kept by the download tools.",
+            f"Run `lorapod models pull {entry.name}`; what is whole is kept."
+            if entry and not entry.packaged
+            else "Fetch it again; files that are already whole are kept by the download tools.",
         )
     return family
+
+
+def family_of_folder(folder: Path) -> str | None:
+    """Family of a folder in diffusers layout, whether or not it can be trained; None if it is not known.
+
+    Raises:
+        BaseModelError: model_index.json is not there or cannot be read.
+    """
+    pipeline = str(_read_json(folder / "model_index.json").get("_class_name"))
+    return FAMILY_OF_PIPELINE.get(pipeline) or _OTHER_PIPELINES.get(pipeline)
 
 
 def _components(index: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -63,6 +63,15 @@ class TimestepSampling(StrEnum):
     LOGIT_NORMAL = "logit-normal"
 
 
+class ClipWindows(StrEnum):
+    """Which stretches of a clip become items."""
+
+    HEAD = "head"
+    MIDDLE = "middle"
+    UNIFORM = "uniform"
+    EVERY = "every"
+
+
 class LoraFormat(StrEnum):
     COMFYUI = "comfyui"
     DIFFUSERS = "diffusers"
@@ -88,9 +97,9 @@ class BaseModelSection(Section):
 
 
 class DatasetSection(Section):
-    """One folder of pictures with captions beside them, and how it is used."""
+    """One folder of pictures and clips with captions beside them, and how it is used."""
 
-    path: Path = Field(description="Folder of pictures; a relative path starts at the recipe's folder.")
+    path: Path = Field(description="Folder of pictures and clips; a relative path starts at the recipe's folder.")
     repeats: int = Field(1, ge=1, description="How many times each item is seen in an epoch.")
     resolutions: list[Annotated[int, Field(ge=64, le=4096)]] = Field(
         [1024],
@@ -98,6 +107,18 @@ class DatasetSection(Section):
         description="Sides in pixels of the square whose area the buckets keep; with several, each item is trained at "
         "each of them.",
     )
+    frames: list[Annotated[int, Field(ge=1, le=1024)]] = Field(
+        [33],
+        min_length=1,
+        description="Lengths in frames that clips are cut to, at the base model's own frame rate: of these, the longest "
+        "that a clip is long enough for. Pictures are single frames whatever stands here.",
+    )
+    clip_windows: ClipWindows = Field(
+        ClipWindows.HEAD,
+        description="Which stretches of a clip are trained on: its beginning (`head`), its `middle`, "
+        "`windows_per_clip` of them spread evenly (`uniform`), or one after the other to its end (`every`).",
+    )
+    windows_per_clip: int = Field(1, ge=1, le=64, description='With `clip_windows = "uniform"`: how many stretches.')
     recursive: bool = Field(False, description="Look into sub-folders too.")
     trigger_word: str = Field("", description="Word put before every caption that does not hold it already.")
     caption_prefix: str = Field("", description="Text put before every caption (after the trigger word).")
@@ -114,6 +135,25 @@ class DatasetSection(Section):
     )
     validation_share: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.1, description="Share of items held out of training for the evaluation loss; 0 holds out none."
+    )
+    masks: Path | None = Field(
+        None,
+        description="Folder of masks, paired with items by name: what is white in a mask is learnt, what is black is "
+        "not. An item without a mask is learnt whole. A relative path starts at the recipe's folder.",
+    )
+    alpha_masks: bool = Field(
+        False, description="Take the alpha channel of pictures that have one as their mask, where `masks` holds none."
+    )
+    unmasked_weight: Share = Field(
+        0.1, description="Weight of the loss where a mask is black; 1 would learn everything alike."
+    )
+    control: Path | None = Field(
+        None,
+        description="Folder of control pictures for base models that edit, paired with items by name: `cat.png`, or "
+        "`cat_0.png`, `cat_1.png` where an item has several. A relative path starts at the recipe's folder.",
+    )
+    skip_unusable: bool = Field(
+        False, description="Train without items that cannot be used, and name them, instead of refusing to start."
     )
 
 

@@ -58,6 +58,12 @@ class Family(Protocol):
     pixel_divisor: int
     """Widths and heights are multiples of this (VAE factor times patch size)."""
 
+    frame_step: int
+    """Clips have `frame_step * k + 1` frames; 1 for a family of pictures."""
+
+    fps: float | None
+    """Frames a second of the clips that it was trained on; None for a family of pictures."""
+
     experts: tuple[Expert, ...]
 
     def load_text_encoder(self, base: BaseModel, device: torch.device, dtype: torch.dtype) -> Any:

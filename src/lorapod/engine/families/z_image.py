@@ -42,6 +42,8 @@ class ZImage:
 
     name = "z_image"
     pixel_divisor = 16
+    frame_step = 1
+    fps = None
     experts = (Expert(),)
 
     def load_text_encoder(self, base: BaseModel, device: torch.device, dtype: torch.dtype) -> TextEncoder:

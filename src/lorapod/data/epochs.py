@@ -1,0 +1,161 @@
+"""From a plan to the batches of an epoch: their order, what each bucket holds, and what does not fill a batch.
+
+The batches are the built-in trainer's. Of the other trainers it is only said what they do with what is left over, as
+far as their code decides it: diffusion-pipe's `ConcatenatedBatchedDataset` cuts each bucket to a multiple of what an
+optimizer step takes, in an order that is drawn once (utils/dataset.py); musubi-tuner's `BucketBatchManager` keeps a short
+last batch for each dataset and bucket. Neither fills a batch with items seen before.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from lorapod.data.buckets import Bucket
+from lorapod.data.names import shown
+from lorapod.data.plan import DataPlan, TrainItem
+from lorapod.recipe.schema import TrainerName
+
+_LISTED = 5
+
+
+@dataclass(frozen=True)
+class BucketSummary:
+    """One bucket of a plan.
+
+    Attributes:
+        items: How many items of train and validation are in it.
+        mean_lost_share: Mean share of a picture that cropping cuts off, 0..1.
+        worst: The item that loses most.
+        upscaled: How many items are enlarged.
+    """
+
+    bucket: Bucket
+    items: int
+    mean_lost_share: float
+    worst: TrainItem
+    upscaled: int
+
+
+class Fate(StrEnum):
+    """What a trainer does with what does not fill a batch."""
+
+    SHORT_BATCH = "short batch"
+    DROPPED = "dropped"
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """What a bucket leaves over after its last full batch, with one trainer.
+
+    Attributes:
+        count: How many sightings of an epoch, repeats counted, are left over.
+        of: How many the bucket has.
+        candidates: The items among which these are; all of them where `count` is `of`. Which of more it is, is drawn
+            by the trainer: anew in each epoch for a short batch, once for all epochs where it drops.
+    """
+
+    trainer: TrainerName
+    fate: Fate
+    bucket: Bucket
+    count: int
+    of: int
+    candidates: tuple[TrainItem, ...]
+
+    def __str__(self) -> str:
+        names = ", ".join(shown(each.item.path.name) for each in self.candidates[:_LISTED])
+        if len(self.candidates) > _LISTED:
+            names += f" and {len(self.candidates) - _LISTED} more"
+        if self.fate is Fate.SHORT_BATCH:
+            return f"{self.trainer.value}: the last batch of {self.bucket} has only {self.count}"
+        if self.count == self.of:
+            return (
+                f"{self.trainer.value} never trains on anything of {self.bucket}, which doesn't fill a batch: {names}"
+            )
+        which = f"{self.count} of the {self.of} of {self.bucket}"
+        return f"{self.trainer.value} drops {which}, the same in every epoch, out of: {names}"
+
+
+def batches(train: Sequence[TrainItem], batch_size: int, epoch: int, seed: int) -> list[list[int]]:
+    """The batches of one epoch, as indices into `train`; the same for the same arguments on every machine.
+
+    Each item is in as many batches as it has repeats. All items of a batch share a bucket; where a bucket's items do
+    not fill its last batch, that batch is short: nothing is dropped and nothing is seen twice to fill it.
+    """
+    rng = random.Random(f"{seed} {epoch}")
+    by_bucket: dict[Bucket, list[int]] = {}
+    for i, each in enumerate(train):
+        by_bucket.setdefault(each.placement.bucket, []).extend([i] * each.repeats)
+    portions: list[list[int]] = []
+    for bucket in sorted(by_bucket):
+        indices = by_bucket[bucket]
+        rng.shuffle(indices)
+        portions += [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+    rng.shuffle(portions)
+    return portions
+
+
+def summary(plan: DataPlan) -> list[BucketSummary]:
+    """What each bucket of a plan holds and what it costs, train and validation together, smallest bucket first."""
+    return [
+        BucketSummary(
+            bucket=bucket,
+            items=len(members),
+            mean_lost_share=sum(each.placement.lost_share for each in members) / len(members),
+            worst=max(members, key=lambda each: each.placement.lost_share),
+            upscaled=sum(each.placement.upscale > 1 for each in members),
+        )
+        for bucket, members in sorted(by_bucket(plan.train + plan.validation).items())
+    ]
+
+
+def by_bucket(items: Sequence[TrainItem]) -> dict[Bucket, list[TrainItem]]:
+    """Items by bucket, in their order."""
+    found: dict[Bucket, list[TrainItem]] = {}
+    for each in items:
+        found.setdefault(each.placement.bucket, []).append(each)
+    return found
+
+
+def leftovers(plan: DataPlan, batch_size: int, *, accumulation: int = 1) -> list[Leftover]:
+    """What does not fill a batch in each bucket, with each trainer; nothing where all batches are full.
+
+    Args:
+        batch_size: Items a forward pass.
+        accumulation: Forward passes an optimizer step, times GPUs; diffusion-pipe cuts to whole steps.
+    """
+    found: list[Leftover] = []
+    for trainer in TrainerName:
+        dropped = trainer is TrainerName.DIFFUSION_PIPE
+        whole = batch_size * accumulation if dropped else batch_size
+        for bucket, members in _portions(plan, trainer):
+            of = sum(each.repeats for each in members)
+            if of % whole:
+                fate = Fate.DROPPED if dropped else Fate.SHORT_BATCH
+                found.append(Leftover(trainer, fate, bucket, of % whole, of, tuple(members)))
+    return found
+
+
+def batches_per_epoch(plan: DataPlan, batch_size: int, *, accumulation: int = 1) -> dict[TrainerName, int]:
+    """Forward passes an epoch with each trainer. Arguments as of `leftovers`."""
+    counts: dict[TrainerName, int] = {}
+    for trainer in TrainerName:
+        sizes = [sum(each.repeats for each in members) for _, members in _portions(plan, trainer)]
+        if trainer is TrainerName.DIFFUSION_PIPE:
+            counts[trainer] = sum(size // (batch_size * accumulation) * accumulation for size in sizes)
+        else:
+            counts[trainer] = sum(-(-size // batch_size) for size in sizes)
+    return counts
+
+
+def _portions(plan: DataPlan, trainer: TrainerName) -> list[tuple[Bucket, list[TrainItem]]]:
+    """What is put into batches together: all of a bucket, with musubi-tuner all of a bucket and dataset."""
+    if trainer is not TrainerName.MUSUBI:
+        return sorted(by_bucket(plan.train).items())
+    return [
+        portion
+        for dataset in sorted({each.dataset for each in plan.train})
+        for portion in sorted(by_bucket([each for each in plan.train if each.dataset == dataset]).items())
+    ]
