@@ -125,7 +125,7 @@ def run_ours(folder: Path, pictures: Path, demo: Path, args: argparse.Namespace,
         f'name = "peer"\n[base_model]\nname = "{demo / "model"}"\n[[datasets]]\npath = "{pictures}"\n'
         "resolutions = [128]\nvalidation_share = 0\ncaption_dropout = 0\n"
         f'[adapter]\nrank = 16\ntargets = "attention"\n[training]\nsteps = {args.steps}\nbatch_size = {args.batch}\n'
-        'precision = "fp32"\n[optimizer]\nlearning_rate = 1e-4\n[evaluation]\nevery = 0\n'
+        'precision = "fp32"\ngradient_checkpointing = false\n[optimizer]\nlearning_rate = 1e-4\n[evaluation]\nevery = 0\n'
         "[previews]\nevery = 0\nat_start = false\nat_end = false\n[saving]\ncheckpoint_every = 0\n"
     )
     (folder / "recipe.toml").write_text(text)

@@ -66,7 +66,9 @@ def test_a_model_that_knows_the_answer_has_no_loss(base: BaseModel) -> None:
     sigma = torch.tensor([0.7])
 
     class Oracle(nn.Module):
-        dtype = FP32
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros((), dtype=FP32))
 
         def forward(self, x, t, text, return_dict):
             # Recovers x0 - noise from the noisy input alone, knowing x0: any wrong sign or time shows.

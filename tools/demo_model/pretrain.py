@@ -127,8 +127,9 @@ def train_vae(work: Path, minutes: float) -> None:
                 picture = random_doodle(128, 128, rng)
             else:
                 picture = draw(random_scene(rng), 128, 128, rng)
-            x, y = rng.randint(0, 128 - side), rng.randint(0, 128 - side)
-            batch.append(to_tensor(picture.crop((x, y, x + side, y + side))))
+            corners = [(rng.randint(0, 128 - side), rng.randint(0, 128 - side)) for _ in range(4)]
+            crops = [to_tensor(picture.crop((x, y, x + side, y + side))) for x, y in corners]
+            batch.append(max(crops, key=lambda crop: crop.std().item()))  # backgrounds are learnt soon enough
         pixels = torch.stack(batch).to(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             posterior = vae.encode(pixels).latent_dist
@@ -304,7 +305,7 @@ def train_base(work: Path, minutes: float, batch: int, peak: float, start: Path 
     last = saved = time.time()
     while (done := spent / 60 / minutes) < 1:
         for group in optimizer.param_groups:
-            group["lr"] = peak * min(1, (step + 1) / 300) * (0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2)
+            group["lr"] = peak * min(1, (step + 1) / 200) * (0.01 + 0.99 * min(1.0, 1.6 * (1 - done)))
         size = rng.choices(list(data), weights)[0]
         pick = torch.randint(len(data[size][1]), (batch,))
         x0 = data[size][0][pick].float()

@@ -1,4 +1,6 @@
-"""The engine's process: `python -m lorapod.engine cache|train RUN --workspace DIR [--resume]`, or `sample REQUEST`.
+"""The engine's process: `python -m lorapod.engine train RUN --workspace DIR [--resume]`, or `sample REQUEST`.
+
+`train` caches what is missing and trains; `cache` does the first half alone.
 
 The first SIGINT or SIGTERM stops after the present step with a checkpoint (exit 130); the second at once. Errors that a
 person can do something about are printed as an `error` event (exit 1).
@@ -52,11 +54,13 @@ def run(arguments: argparse.Namespace, stopped: StopSignal) -> int:
 
             sample(arguments.run, workspace)
             return 0
-        if arguments.stage == "cache":
-            from lorapod.engine.prepare import prepare
+        from lorapod.engine.prepare import prepare
 
-            prepare(job, stopped)
-            return STOPPED if stopped() else 0
+        prepare(job, stopped)
+        if stopped():
+            return STOPPED
+        if arguments.stage == "cache":
+            return 0
         from lorapod.engine.train import Training
 
         return 0 if Training(job).run(arguments.resume, stopped) else STOPPED
@@ -97,4 +101,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # everything is on disk; taking torch down in an orderly way would cost half a second

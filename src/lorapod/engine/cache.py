@@ -21,6 +21,10 @@ from lorapod.files import is_whole_safetensors, written_whole
 VERSION = 1
 """Raised when the meaning of an entry changes."""
 
+HELD_BYTES = 512 * 2**20
+"""What a cache keeps in memory of the entries read. Full is full: epochs go round, so dropping the oldest entry would
+always drop the one that is needed next."""
+
 
 class Cache:
     """A folder of entries of one kind.
@@ -32,6 +36,8 @@ class Cache:
 
     def __init__(self, folder: Path, model: str) -> None:
         self.folder, self.model = folder, model
+        self._held: dict[str, Conditions] = {}
+        self._room = HELD_BYTES
 
     def key(self, **made_from: object) -> str:
         """Name of the entry made from these JSON values by the cache's model."""
@@ -55,8 +61,15 @@ class Cache:
             save_tensors(entry, temporary)
 
     def get(self, key: str) -> Conditions | None:
-        """The entry, or None where there is none that can be read."""
+        """The entry, not to be changed in place, or None where there is none that can be read."""
+        if key in self._held:
+            return self._held[key]
         try:
-            return load_file(self.path(key))
+            entry = load_file(self.path(key))
         except (FileNotFoundError, SafetensorError):
             return None
+        size = sum(tensor.nbytes for tensor in entry.values())
+        if size <= self._room:
+            self._held[key] = entry
+            self._room -= size
+        return entry

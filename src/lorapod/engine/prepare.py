@@ -6,10 +6,13 @@ half-way and finished later holds the same bytes as one that was made in one go.
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 from collections.abc import Callable
 from typing import Any
+
+import torch
 
 from lorapod.data import DataPlan, Severity, load_items, shown, summary
 from lorapod.engine.job import Job, as_pixels
@@ -37,8 +40,17 @@ def prepare(job: Job, stopped: Callable[[], bool]) -> None:
         emit("warning", message=message, hint="Choose another trainer if they matter.")
     write_text_whole(job.folder / "data.json", json.dumps(data_sheet(job), indent=2))
     _prepare_text(job, stopped)
+    _free_memory()
     if not stopped():
         _prepare_latents(job, stopped)
+        _free_memory()
+
+
+def _free_memory() -> None:
+    """Gives back what a model held that is no longer referred to, for the next phase."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def data_sheet(job: Job) -> dict[str, Any]:

@@ -30,8 +30,10 @@ from lorapod.engine.output import emit
 from lorapod.engine.previews import Previews
 from lorapod.errors import NonFiniteLossError
 
-LOG_EVERY_ON_GPU = 10
-"""Reading the loss waits for the GPU, so it is read every so many steps there; on the CPU at every step."""
+REPORT_SECONDS = 0.25
+REPORT_SECONDS_ON_GPU = 1.0
+"""Steps are reported together that take less than this: reading the loss waits for the GPU, and on a CPU each report wakes
+the supervisor on a core that the arithmetic wants."""
 
 
 class Training:
@@ -83,7 +85,7 @@ class Training:
         pending: list[Tensor] = []
         rate = 0.0
         began = time.perf_counter()
-        log_every = LOG_EVERY_ON_GPU if self.job.device.type == "cuda" else 1
+        report_after = REPORT_SECONDS_ON_GPU if self.job.device.type == "cuda" else REPORT_SECONDS
         while self.step < self.total:
             if stopped():
                 if pending:
@@ -103,9 +105,9 @@ class Training:
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             self.step += 1
-            if self.step % log_every == 0 or self.step == self.total or self.is_due():
-                steps = len(pending) // accumulation
-                self.report(pending, rate, (time.perf_counter() - began) / steps)
+            spent = time.perf_counter() - began
+            if spent >= report_after or self.step in (1, self.total) or self.is_due():
+                self.report(pending, rate, spent * accumulation / len(pending))
                 pending = []
                 self.between_steps()
                 began = time.perf_counter()

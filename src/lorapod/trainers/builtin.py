@@ -1,4 +1,5 @@
-"""The built-in trainer: the engine, as two processes, so that the text encoder's and the VAE's memory is free again."""
+"""The built-in trainer: the engine, as one process, since importing torch and diffusers anew for each phase costs seconds
+of a paid pod. Its phases free their models' memory themselves."""
 
 from __future__ import annotations
 
@@ -49,8 +50,7 @@ class BuiltinTrainer:
             )
 
     def plan(self, recipe: Recipe, run_dir: Path, workspace: Workspace, resume: bool) -> list[Stage]:
-        train = ["train", str(run_dir), *(["--resume"] if resume else [])]
-        return [self._stage("cache", ["cache", str(run_dir)], workspace), self._stage("train", train, workspace)]
+        return [self._stage("train", ["train", str(run_dir), *(["--resume"] if resume else [])], workspace)]
 
     def sample_stage(self, request: Path, workspace: Workspace) -> Stage:
         """The stage that draws the grid which the JSON file `request` asks for."""

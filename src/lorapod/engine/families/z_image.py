@@ -102,7 +102,7 @@ class ZImage:
 
     def velocity(self, denoiser: nn.Module, noisy: Tensor, noise_level: Tensor, texts: list[Conditions]) -> Tensor:
         """Predicted noise - x0, (b, c, 1, h, w), float32."""
-        dtype = denoiser.dtype
+        dtype = next(denoiser.parameters()).dtype  # `denoiser.dtype` of diffusers looks at every parameter
         tokens = [text["tokens"].to(noisy.device, dtype) for text in texts]
         raw = denoiser(list(noisy.to(dtype).unbind()), 1 - noise_level, tokens, return_dict=False)[0]
         return -torch.stack(raw).float()
