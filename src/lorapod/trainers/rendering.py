@@ -1,0 +1,62 @@
+"""What an external trainer is given: files that it reads, and the commands of its stages.
+
+A rendering is made from a recipe alone plus paths, so that `lorapod recipe render --assume-files` works with neither the
+base model nor the trainer on disk. Nothing is written here; `lorapod.trainers.stages` does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+
+@dataclass(frozen=True)
+class RenderContext:
+    """Where everything is, or will be."""
+
+    folder: Path
+    """Folder that the rendered files go to: `config/` of a run, or `--out`."""
+
+    home: Path
+    """Checkout of the trainer, the working folder of its programs."""
+
+    python: Path
+    """Interpreter of the trainer's own virtual environment."""
+
+    model_files: dict[str, Path]
+    """The base model's files by `layout/part` of the catalogue; a part of several files is given as its folder."""
+
+    data: list[Path]
+    """One folder a dataset of the recipe: a view of the person's folder, media linked and captions as trained on."""
+
+    output: Path
+    """Folder for what the trainer itself writes."""
+
+    gpus: int = 1
+
+
+@dataclass(frozen=True)
+class RenderedFile:
+    """One text file, by its path below `RenderContext.folder`."""
+
+    path: PurePosixPath
+    text: str
+
+
+@dataclass(frozen=True)
+class RenderedStage:
+    """One command. `env` holds what is added to the environment, never a secret."""
+
+    name: str
+    argv: list[str]
+    cwd: Path
+    env: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """Everything for one run of a trainer. `notes` are sentences that the person should read before the start."""
+
+    files: list[RenderedFile]
+    stages: list[RenderedStage]
+    notes: list[str] = field(default_factory=list)
