@@ -1,6 +1,6 @@
 """Wall-clock of the whole job against the example LoRA training script of diffusers, on the CPU.
 
-    python benchmarks/peer_cpu.py PATH/train_dreambooth_lora_z_image.py [--steps 100] [--batch 4] [--rounds 3]
+    python benchmarks/peer_cpu.py PATH/train_dreambooth_lora_z_image.py [--steps 300] [--batch 1] [--rounds 3]
 
 Fetch the script from the examples of diffusers (examples/dreambooth); nothing of it is in this repository. Both start
 from the same model folder and the same pictures at 128 x 128, train the same attention layers at rank 16 in float32 with
@@ -76,8 +76,8 @@ def stand_in(folder: Path) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("script", type=Path)
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     demo = Path(str(resources.files("lorapod") / "demo"))

@@ -1,7 +1,7 @@
 """Draws the packaged demo dataset: `python tools/demo_model/pictures.py OUT` writes OUT/momo and OUT/things.
 
-`momo` shows the character that the base model does not know; `things` is a handful of pictures of what it knows, trained
-along so that it does not forget them.
+`momo` shows the character that the base model does not know; `things` are pictures of what it knows, trained along so
+that it does not forget them. No two are the same.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from world import BACKGROUNDS, PLACES, Group, Scene, draw, random_scene
 
-MOMO_PICTURES, THINGS_PICTURES = 20, 16
+MOMO_PICTURES, THINGS_PICTURES = 20, 100
 SIZES = [(128, 128), (128, 128), (128, 128), (112, 144), (144, 112)]
 
 
@@ -30,11 +30,15 @@ def main(out: Path) -> None:
     for name, count in (("momo", MOMO_PICTURES), ("things", THINGS_PICTURES)):
         folder = out / name
         folder.mkdir(parents=True, exist_ok=True)
-        for number in range(count):
-            scene = momo_scene(number, rng) if name == "momo" else random_scene(rng)
-            width, height = rng.choice(SIZES)
-            stem = folder / f"{name}-{number + 1:02d}"
-            draw(scene, width, height, rng).save(stem.with_suffix(".png"), optimize=True)
+        seen: set[bytes] = set()
+        while len(seen) < count:
+            scene = momo_scene(len(seen), rng) if name == "momo" else random_scene(rng)
+            picture = draw(scene, *rng.choice(SIZES), rng)
+            if picture.tobytes() in seen:
+                continue
+            seen.add(picture.tobytes())
+            stem = folder / f"{name}-{len(seen):02d}"
+            picture.save(stem.with_suffix(".png"), optimize=True)
             stem.with_suffix(".txt").write_text(scene.caption() + "\n", encoding="utf-8")
 
 

@@ -17,7 +17,7 @@ def demo(
     context: typer.Context,
     steps: Annotated[int | None, typer.Option(help="Train for so many steps instead of the recipe's.")] = None,
 ) -> None:
-    """Train a LoRA on the packaged tiny model, on any CPU, in about a minute."""
+    """Train a LoRA on the packaged tiny model, on any CPU, in about two minutes."""
     from rich.console import Console
 
     from lorapod import recipe as recipes
