@@ -26,7 +26,7 @@ def test_new_writes_a_recipe_that_check_accepts(write: Write, tmp_path: Path):
     out = run("new", "--model", "demo", "--data", "pictures", "--out", "new.toml")
     assert "lorapod train new.toml" in out
     assert 'path = "pictures"' in Path("new.toml").read_text()
-    assert run("check", "new.toml") == "OK: new.toml (demo, 1 dataset, 300 steps, trainer builtin)\n"
+    assert run("check", "new.toml") == "OK: new.toml (demo, 1 dataset, 1000 steps, trainer builtin)\n"
 
 
 def test_new_into_another_folder_still_finds_the_pictures(write: Write, tmp_path: Path):

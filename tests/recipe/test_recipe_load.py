@@ -22,7 +22,7 @@ def refusal(path: Path, *overrides: str) -> RecipeError:
 
 def test_what_is_left_out_comes_from_the_preset_and_then_from_the_schema(write: Write):
     found = recipe.load(write())
-    assert (found.training.steps, found.adapter.rank, found.previews.width) == (300, 16, 128)
+    assert (found.training.steps, found.adapter.rank, found.previews.width) == (1000, 16, 128)
     assert found.datasets[0].resolutions == [128]
     assert found.optimizer.weight_decay == 0.01
 

@@ -40,9 +40,9 @@ def test_a_written_recipe_reads_back_equal_and_says_everything(write: Write, tmp
         assert again == first
         assert recipe.dumps(again) == text
         assert recipe.digest(again) == recipe.digest(first)
-    assert 'schedule = "constant"' in text
+    assert 'schedule = "cosine"' in text
     assert f'path = "{tmp_path}/pictures"' in text
-    assert "None" not in text and "steps = 300" not in text
+    assert "None" not in text and "steps = 1000" not in text
 
 
 def test_any_text_survives_writing(write: Write, tmp_path: Path):

@@ -16,7 +16,7 @@ from lorapod.data import DataPlan, Geometry, MediaCache, TrainItem, plan_dataset
 from lorapod.engine.cache import Cache
 from lorapod.engine.families import Family, family_named
 from lorapod.errors import DatasetError
-from lorapod.models import BaseModel, find_base_model
+from lorapod.models import BaseModel, find_base_model, find_training_adapter
 from lorapod.recipe import Recipe
 from lorapod.recipe.schema import Precision
 from lorapod.workspace import Workspace
@@ -41,6 +41,11 @@ class Job:
     @cached_property
     def base(self) -> BaseModel:
         return find_base_model(self.recipe.base_model.name, self.workspace)
+
+    @cached_property
+    def training_adapter(self) -> Path | None:
+        """The LoRA that is merged before training and left out of the result."""
+        return find_training_adapter(self.recipe.base_model, self.workspace)
 
     @cached_property
     def family(self) -> Family:

@@ -120,9 +120,9 @@ class Training:
 
     def merge_training_adapter(self) -> None:
         """Merges the recipe's training adapter, if it names one."""
-        section = self.recipe.base_model
-        if section.training_adapter:
-            adapters.merge(self.denoiser, section.training_adapter, section.training_adapter_strength)
+        if self.job.training_adapter:
+            strength = self.recipe.base_model.training_adapter_strength
+            adapters.merge(self.denoiser, self.job.training_adapter, strength)
 
     @contextmanager
     def training_adapter_removed(self) -> Iterator[None]:
@@ -130,12 +130,11 @@ class Training:
 
         The layers are read again from disk, and merged again afterwards, since subtracting would round in bf16.
         """
-        section = self.recipe.base_model
-        if not section.training_adapter:
+        if not self.job.training_adapter:
             yield
             return
         folder = self.job.base.folder / self.job.family.experts[0].component
-        adapters.restore(self.denoiser, section.training_adapter, folder)
+        adapters.restore(self.denoiser, self.job.training_adapter, folder)
         try:
             yield
         finally:

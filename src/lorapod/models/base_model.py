@@ -19,6 +19,7 @@ from lorapod.errors import BaseModelError
 from lorapod.files import is_whole_safetensors
 from lorapod.models.catalogue import Entry, Layout, entries
 from lorapod.models.store import Store
+from lorapod.recipe.schema import BaseModelSection
 from lorapod.workspace import Workspace
 
 FAMILY_OF_PIPELINE = {"ZImagePipeline": "z_image"}
@@ -86,6 +87,35 @@ def find_base_model(name: str, workspace: Workspace) -> BaseModel:
     if not folder.is_dir():
         raise _not_there(name, entry, folder)
     return BaseModel(name if entry else folder.name, _check(folder, entry), folder)
+
+
+def find_training_adapter(section: BaseModelSection, workspace: Workspace) -> Path | None:
+    """The LoRA to merge before training, or None where the recipe asks for none.
+
+    Raises:
+        BaseModelError: The one of the catalogue is asked for, and there is none or it was not pulled.
+    """
+    if isinstance(section.training_adapter, Path):
+        return section.training_adapter
+    if section.training_adapter == "none":
+        return None
+    name = section.name
+    entry, store = entries(workspace).get(name), Store(workspace)
+    if entry is None or not entry.matching(f"{Layout.SINGLE_FILES}/training_adapter"):
+        raise BaseModelError(
+            f"The catalogue has no training adapter for {name}",
+            'The recipe says `base_model.training_adapter = "catalogue"`.',
+            'Give the path of a LoRA file, or "none".',
+        )
+    for file in store.record(name).files:
+        place = store.folder(name, file.layout) / file.target
+        if file.part == "training_adapter" and place.is_file():
+            return place
+    raise BaseModelError(
+        f"The training adapter of {name} is not on this machine",
+        "Without it training wears the distillation of the base model away.",
+        f"Fetch it with: lorapod models pull {name}",
+    )
 
 
 def find_files(name: str, workspace: Workspace, trainer: str) -> dict[str, list[Path]]:

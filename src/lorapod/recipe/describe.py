@@ -10,7 +10,7 @@ import types
 from collections.abc import Iterator, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -108,7 +108,8 @@ def _range_text(metadata: Sequence[Any]) -> str:
 def without_none(annotation: Any) -> Any:
     """`X` for `X | None`; anything else as it is."""
     if get_origin(annotation) in (Union, types.UnionType):
-        return next(choice for choice in get_args(annotation) if choice is not types.NoneType)
+        choices = [choice for choice in get_args(annotation) if choice is not types.NoneType]
+        return choices[0] if len(choices) == 1 else annotation
     return annotation
 
 
@@ -119,6 +120,10 @@ def type_text(annotation: Any, metadata: Sequence[Any] = (), *, several: bool = 
         annotation, *extra = get_args(annotation)
         inner = [item for info in extra for item in (info.metadata if isinstance(info, FieldInfo) else [info])]
         return type_text(annotation, [*metadata, *inner], several=several)
+    if get_origin(annotation) in (Union, types.UnionType):
+        return " or ".join(type_text(choice, metadata, several=several) for choice in get_args(annotation))
+    if get_origin(annotation) is Literal:
+        return " or ".join(f"`{value}`" for value in get_args(annotation))
     if get_origin(annotation) is list:
         return f"a list of {type_text(get_args(annotation)[0], several=True)}"
     if get_origin(annotation) is tuple:

@@ -176,7 +176,8 @@ def _make_paths_absolute(raw: dict[str, Any], folder: Path, check: bool) -> list
     model = raw.get("base_model")
     if isinstance(model, dict) and isinstance(model.get("name"), str) and _is_folder_name(model["name"], folder):
         resolve(model, "name", ("base_model", "name"), wants_folder=True)
-    resolve(model, "training_adapter", ("base_model", "training_adapter"), wants_folder=False)
+    if not isinstance(model, dict) or model.get("training_adapter") not in ("none", "catalogue"):
+        resolve(model, "training_adapter", ("base_model", "training_adapter"), wants_folder=False)
     resolve(raw.get("adapter"), "continue_from", ("adapter", "continue_from"), wants_folder=False)
     datasets = raw.get("datasets")
     for index, dataset in enumerate(datasets if isinstance(datasets, list) else []):

@@ -1,9 +1,8 @@
 """Presets: named defaults for a recipe, in `presets/*.toml`.
 
-A preset is a partial recipe. Four keys are its own: `extends` names a preset whose values it starts from, `[dataset]`
-holds defaults for every table of `[[datasets]]`, `pipelines` marks a family's preset and lists the diffusers pipelines
-that are of the family, so that a base model given as a folder gets defaults too, and `starter` holds lines for the
-`[base_model]` table of a new recipe.
+A preset is a partial recipe. Three keys are its own: `extends` names a preset whose values it starts from, `[dataset]`
+holds defaults for every table of `[[datasets]]`, and `pipelines` marks a family's preset and lists the diffusers
+pipelines that are of the family, so that a base model given as a folder gets defaults too.
 
 A preset gives no key that may be absent from a recipe (`adapter.alpha`, paths), `training.steps` excepted: a resolved
 recipe that leaves such a key out would otherwise get it back when it is read again.
@@ -50,14 +49,8 @@ def values(name: str) -> dict[str, Any]:
     """
     preset = dict(_stored()[name])
     base = preset.pop("extends", None)
-    for own in ("pipelines", "starter"):
-        preset.pop(own, None)
+    preset.pop("pipelines", None)
     return merge(values(base), preset) if base else merge({}, preset)
-
-
-def starter(name: str) -> str:
-    """Lines that a new recipe for the base model has below its `[base_model]`, often none."""
-    return str(_stored().get(name, {}).get("starter", ""))
 
 
 def preset_for(base_model: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -88,10 +88,11 @@ class BaseModelSection(Section):
         description="Name of a base model of the catalogue (`demo`, `z-image`, `z-image-turbo`), or the path of a folder in "
         "diffusers layout."
     )
-    training_adapter: Path | None = Field(
-        None,
+    training_adapter: Literal["none", "catalogue"] | Path = Field(
+        "none",
         description="A LoRA that is merged into the base model before training and left out of the result, as for "
-        "Z-Image-Turbo (its distillation would be lost otherwise).",
+        "Z-Image-Turbo (its distillation would be lost otherwise): a file, or `catalogue` for the one that is fetched "
+        "with the base model.",
     )
     training_adapter_strength: float = Field(1.0, description="Strength at which `training_adapter` is merged.")
 

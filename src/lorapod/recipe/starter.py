@@ -96,7 +96,6 @@ def _text(recipe: Recipe, data: Path, model: str) -> str:
     if recipe.trainer is not TrainerName.BUILTIN:
         lines.append(f"trainer = {_quoted(recipe.trainer)}  # what trains; `builtin` is lorapod's own")
     lines += ["", "[base_model]", f"name = {_quoted(model)}  # what the LoRA is trained on: `lorapod models list`"]
-    lines += presets.starter(model).strip().splitlines()
     lines += [
         "",
         "[[datasets]]",

@@ -14,7 +14,7 @@ from lorapod import recipe as recipes
 from lorapod.errors import CheckpointError, RunError, StageFailedError
 from lorapod.events import event
 from lorapod.files import write_text_whole
-from lorapod.models import find_base_model
+from lorapod.models import find_base_model, find_training_adapter
 from lorapod.recipe import Recipe
 from lorapod.runs.folder import RunFolder, all_runs, create_run
 from lorapod.runs.journal import Journal, state_of, stop_asked, supervisor_of
@@ -33,6 +33,7 @@ def start_run(recipe: Recipe, workspace: Workspace) -> RunFolder:
     """
     get_trainer(recipe.trainer).check(recipe)
     find_base_model(recipe.base_model.name, workspace)
+    find_training_adapter(recipe.base_model, workspace)
     run = create_run(recipe, workspace)
     _spawn(run, workspace, resume=False)
     return run
