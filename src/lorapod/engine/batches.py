@@ -87,7 +87,7 @@ class Batches:
         chosen = [self.job.data.train[i] for i in self._of_epoch(epoch)[place]]
         generator = generator_for("batch", self.recipe.seed, number)
         entries = [self.latents(item) for item in chosen]
-        latents = torch.stack([e["mean"] + e["deviation"] * _normal(e["mean"], generator) for e in entries])
+        latents = torch.stack([_drawn(entry, generator) for entry in entries])
         noise = _normal(latents, generator)
         levels = draw_levels(len(chosen), self.recipe.timestep_sampling, self.recipe.timestep_shift, generator)
         texts = [self.text(self._caption(item, epoch, generator)) for item in chosen]
@@ -114,6 +114,13 @@ class Batches:
         if epoch not in self._epochs:
             self._epochs = {epoch: batches(self.job.data.train, self.recipe.batch_size, epoch, self.recipe.seed)}
         return self._epochs[epoch]
+
+
+def _drawn(entry: Conditions, generator: torch.Generator) -> Tensor:
+    """Latents (c, f, h, w) from what the VAE says; the most likely ones where it gives no deviation."""
+    if "deviation" not in entry:
+        return entry["mean"]
+    return entry["mean"] + entry["deviation"] * _normal(entry["mean"], generator)
 
 
 def _normal(like: Tensor, generator: torch.Generator) -> Tensor:

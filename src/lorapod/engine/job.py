@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lorapod import recipe as recipes
-from lorapod.data import DataPlan, Geometry, MediaCache, TrainItem, plan_datasets
+from lorapod.data import DataPlan, Geometry, MediaCache, TrainItem, plan_datasets, shown
 from lorapod.engine.cache import Cache
-from lorapod.engine.families import Family, family_named
+from lorapod.engine.families import Family, TakesFirstFrame, family_of
 from lorapod.errors import DatasetError
 from lorapod.models import BaseModel, find_base_model
 from lorapod.recipe import Recipe
@@ -44,16 +44,19 @@ class Job:
 
     @cached_property
     def family(self) -> Family:
-        return family_named(self.base.family)
+        return family_of(self.base)
 
     @cached_property
     def data(self) -> DataPlan:
         self._refuse_what_is_not_trained_with()
         family = self.family
         geometry = Geometry(divisor=family.pixel_divisor, frame_step=family.frame_step, fps=family.fps)
-        return plan_datasets(
+        plan = plan_datasets(
             self.recipe.datasets, geometry, self.recipe.training.seed, cache=MediaCache.of(self.workspace)
         )
+        if isinstance(family, TakesFirstFrame) and family.first_frame == "needed":
+            _refuse_single_frames([*plan.train, *plan.validation], family.frame_step)
+        return plan
 
     def _refuse_what_is_not_trained_with(self) -> None:
         for section in self.recipe.datasets:
@@ -83,7 +86,10 @@ class Job:
 
     @cached_property
     def latents_cache(self) -> Cache:
-        return Cache(self.workspace.cache / "latents", f"{self.base.fingerprint('vae')} {self.dtype}")
+        made_by = f"{self.base.fingerprint('vae')} {self.dtype}"
+        if isinstance(self.family, TakesFirstFrame):
+            made_by = f"{made_by} {self.family.conditions_made_by(self.base)}".rstrip()
+        return Cache(self.workspace.cache / "latents", made_by)
 
     def text_key(self, caption: str) -> str:
         return self.text_cache.key(caption=caption)
@@ -112,6 +118,21 @@ class Job:
             return self.recipe.previews.prompts
         first = (item.captions[0] for item in self.data.train if item.dataset == 0)
         return list(dict.fromkeys(first))[:2]
+
+
+def _refuse_single_frames(items: list[TrainItem], frame_step: int) -> None:
+    """Raises DatasetError where items have one frame only, since that one would be given, and nothing left to learn."""
+    single = list(dict.fromkeys(item.item.path for item in items if item.placement.bucket.frames == 1))
+    if not single:
+        return
+    named = "\n".join(shown(path) for path in single[:20])
+    more = f"\nand {len(single) - 20} more" if len(single) > 20 else ""
+    pictures = "picture" if len(single) == 1 else "pictures"
+    raise DatasetError(
+        f"This base model trains on clips only, and the datasets hold {len(single)} {pictures} or clips cut to one frame",
+        "It makes a clip out of its first frame, so of a single frame nothing is left to learn:\n" + named + more,
+        f"Take the pictures out, write {frame_step + 1} or more into `frames`, or train a text-to-clip base model on them.",
+    )
 
 
 def as_pixels(frames: NDArray[np.uint8]) -> Tensor:

@@ -50,7 +50,7 @@ class Training:
             self.denoiser, job.family, self.recipe.adapter, self.recipe.alpha, self.recipe.training.seed
         )
         if self.recipe.adapter.continue_from:
-            adapters.continue_from(self.denoiser, self.recipe.adapter.continue_from, self.recipe.alpha)
+            adapters.continue_from(self.denoiser, job.family, self.recipe.adapter.continue_from, self.recipe.alpha)
         if self.recipe.training.gradient_checkpointing:
             self.denoiser.enable_gradient_checkpointing()
         self.parameters = adapters.adapter_parameters(self.denoiser)
@@ -122,7 +122,7 @@ class Training:
         """Merges the recipe's training adapter, if it names one."""
         section = self.recipe.base_model
         if section.training_adapter:
-            adapters.merge(self.denoiser, section.training_adapter, section.training_adapter_strength)
+            adapters.merge(self.denoiser, self.job.family, section.training_adapter, section.training_adapter_strength)
 
     @contextmanager
     def training_adapter_removed(self) -> Iterator[None]:
@@ -135,7 +135,7 @@ class Training:
             yield
             return
         folder = self.job.base.folder / self.job.family.experts[0].component
-        adapters.restore(self.denoiser, section.training_adapter, folder)
+        adapters.restore(self.denoiser, self.job.family, section.training_adapter, folder)
         try:
             yield
         finally:

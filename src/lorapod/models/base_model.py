@@ -21,17 +21,22 @@ from lorapod.models.catalogue import Entry, Layout, entries
 from lorapod.models.store import Store
 from lorapod.workspace import Workspace
 
-FAMILY_OF_PIPELINE = {"ZImagePipeline": "z_image"}
+FAMILY_OF_PIPELINE = {"ZImagePipeline": "z_image", "WanPipeline": "wan", "WanImageToVideoPipeline": "wan"}
 """Class of the diffusers pipeline (`model_index.json`) to family."""
 
 _OTHER_PIPELINES = {
     "FluxPipeline": "flux",
     "StableDiffusionXLPipeline": "sdxl",
-    "WanPipeline": "wan",
-    "WanImageToVideoPipeline": "wan",
     "QwenImagePipeline": "qwen_image",
 }
-_WEIGHTLESS = {"tokenizer", "tokenizer_2", "scheduler"}
+_WEIGHTLESS = {
+    "scheduler": "scheduler_config.json",
+    "tokenizer": "tokenizer_config.json",
+    "tokenizer_2": "tokenizer_config.json",
+    "image_processor": "preprocessor_config.json",
+}
+"""Components without weights, and the file that each must have."""
+
 _SAMPLED_BYTES = 1 << 16
 _SAMPLES = 64
 
@@ -211,7 +216,7 @@ def _missing(folder: Path, part: str, class_name: str) -> Iterator[str]:
         yield f"{part}/"
         return
     if part in _WEIGHTLESS:
-        name = "scheduler_config.json" if part == "scheduler" else "tokenizer_config.json"
+        name = _WEIGHTLESS[part]
         if not (place / name).is_file():
             yield f"{part}/{name}"
         words = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")

@@ -218,7 +218,7 @@ class EvaluationSection(Section):
 
 
 class PreviewSection(Section):
-    """Pictures sampled while training."""
+    """Pictures or clips sampled while training."""
 
     prompts: list[str] = Field([], description="What to draw. Empty: the first captions of the first dataset.")
     negative_prompt: str = Field("", description="What guidance leads away from.")
@@ -228,6 +228,13 @@ class PreviewSection(Section):
     )
     width: int = Field(1024, ge=64, le=4096, description="Pixels.")
     height: int = Field(1024, ge=64, le=4096, description="Pixels.")
+    frames: int = Field(
+        1,
+        ge=1,
+        le=1024,
+        description="Frames of a preview, at the base model's own frame rate; 1 draws pictures. Clips are written as MP4, "
+        "with a strip of their frames as PNG beside it.",
+    )
     steps: int = Field(20, ge=1, le=200, description="Sampling steps.")
     guidance: float = Field(4.0, ge=0, le=50, description="Classifier-free guidance; 0 is off.")
     at_start: bool = Field(True, description="Sample the base model before the first step, for comparison.")
