@@ -465,6 +465,9 @@ def _without_folders(recipe_text: str) -> str:
             base[key] = str("~" / PurePath(base[key]).relative_to(Path.home()))
     own = [(document.get("adapter", {}), "continue_from")]
     own += [(dataset, "path") for dataset in document.get("datasets", [])]
+    previews = document.get("previews", {})
+    if "first_frames" in previews:
+        previews["first_frames"] = [PurePath(path).name for path in previews["first_frames"]]
     for table, key in own:
         if key in table:
             table[key] = PurePath(table[key]).name

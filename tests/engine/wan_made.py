@@ -5,7 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-WORDS = "a the red blue zorb star fish ball turns left right jumps number 0 1 2 3 4 5 6 7 8 9 on in sand white".split()
+WORDS = (
+    *[
+        "a",
+        "the",
+        "red",
+        "blue",
+        "zorb",
+        "star",
+        "fish",
+        "ball",
+        "turns",
+        "left",
+        "right",
+        "jumps",
+        "clip",
+        "number",
+        "on",
+        "in",
+        "sand",
+        "white",
+    ],
+    *"0123456789",
+)
 _COMMON: dict[str, Any] = {
     "patch_size": (1, 2, 2), "num_attention_heads": 2, "attention_head_dim": 12, "text_dim": 32, "freq_dim": 256,
     "ffn_dim": 32, "num_layers": 2, "cross_attn_norm": True, "qk_norm": "rms_norm_across_heads",

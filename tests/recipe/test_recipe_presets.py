@@ -17,7 +17,7 @@ def load_with(write: Write, model: str) -> recipe.Recipe:
 
 def test_every_preset_makes_a_recipe_of_three_lines_complete(write: Write):
     assert recipe.presets.names() == ["demo", "z-image", "z-image-turbo"]
-    assert recipe.presets.families() == ["z_image"]
+    assert recipe.presets.families() == ["wan", "z_image"]
     for name in recipe.presets.names():
         assert load_with(write, name).training.steps
 

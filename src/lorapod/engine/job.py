@@ -15,7 +15,8 @@ from lorapod import recipe as recipes
 from lorapod.data import DataPlan, Geometry, MediaCache, TrainItem, plan_datasets, shown
 from lorapod.engine.cache import Cache
 from lorapod.engine.families import Family, TakesFirstFrame, family_of
-from lorapod.errors import DatasetError
+from lorapod.engine.first_frames import FirstFrame, first_frames
+from lorapod.errors import DatasetError, RequestError
 from lorapod.models import BaseModel, find_base_model
 from lorapod.recipe import Recipe
 from lorapod.recipe.schema import Precision
@@ -101,6 +102,60 @@ class Job:
         if item.window:
             made_from["window"] = [item.window.start, item.window.frames, item.window.fps]
         return self.latents_cache.key(**made_from)
+
+    def first_frame_key(self, picture: FirstFrame) -> str:
+        """Depends on the picture and on the size of the previews that begin with it."""
+        place, clip = picture.placement, picture.clip
+        return self.latents_cache.key(
+            first_frame=picture.sha256,
+            resize=list(place.resize_to),
+            crop=list(place.crop),
+            frames=self.preview_size[2],
+            start=clip.window.start if clip and clip.window else None,
+        )
+
+    @cached_property
+    def first_frames(self) -> list[FirstFrame]:
+        """What previews begin with, for base models that make a clip out of a picture."""
+        width, height, _ = self.preview_size
+        return first_frames(self, width, height)
+
+    def first_frame_of(self, prompt: str) -> FirstFrame | None:
+        """The first frame that goes with a prompt; None where previews begin with none."""
+        if not self.first_frames:
+            return None
+        prompts = self.preview_prompts()
+        return self.first_frames[prompts.index(prompt) % len(self.first_frames) if prompt in prompts else 0]
+
+    @cached_property
+    def preview_size(self) -> tuple[int, int, int]:
+        """Width and height of previews in pixels, as multiples of what the base model takes, and their frames.
+
+        Raises:
+            RequestError: The base model draws no clips, or none of that length.
+        """
+        settings, divisor, step = self.recipe.previews, self.family.pixel_divisor, self.family.frame_step
+        width, height = (max(divisor, side // divisor * divisor) for side in (settings.width, settings.height))
+        frames = settings.frames
+        if frames > 1 and self.family.fps is None:
+            raise RequestError(
+                f"This base model draws pictures, not clips of {frames} frames",
+                "`previews.frames` asks for clips.",
+                "Set `previews.frames = 1`.",
+            )
+        if over := (frames - 1) % step:
+            raise RequestError(
+                f"This base model draws no clips of {frames} frames",
+                f"It draws one frame and then {step} at a time.",
+                f"Set `previews.frames` to {frames - over} or {frames - over + step}.",
+            )
+        if frames == 1 and isinstance(self.family, TakesFirstFrame) and self.family.first_frame == "needed":
+            raise RequestError(
+                "This base model makes clips out of a first frame, so it has no single frames to draw",
+                "`previews.frames` is 1.",
+                f"Set `previews.frames` to {step + 1} or more, in steps of {step}.",
+            )
+        return width, height, frames
 
     def items(self) -> list[TrainItem]:
         """Items to train on and items held out."""

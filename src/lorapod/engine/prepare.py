@@ -10,11 +10,14 @@ import gc
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from lorapod.data import DataPlan, Severity, load_items, shown, summary
+from lorapod.engine.families import Conditions
+from lorapod.engine.first_frames import FirstFrame
 from lorapod.engine.job import Job, as_pixels
 from lorapod.engine.output import emit
 from lorapod.errors import TrainingError
@@ -31,6 +34,7 @@ def prepare(job: Job, stopped: Callable[[], bool]) -> None:
         DatasetError: Items that cannot be used, all named.
         DiskError: No space; what is cached already is kept.
     """
+    _ = job.preview_size  # refused now rather than after hours of caching
     for problem in job.data.problems:
         kind: EventType = "info" if problem.severity is Severity.INFO else "warning"
         emit(kind, message=f"{shown(problem.path)}: {problem.what}", hint=problem.remedy)
@@ -93,25 +97,46 @@ def _prepare_text(job: Job, stopped: Callable[[], bool]) -> None:
 
 def _prepare_latents(job: Job, stopped: Callable[[], bool]) -> None:
     items = {job.latents_key(item): item for item in job.items()}
+    beginnings = {job.first_frame_key(picture): picture for picture in job.first_frames}
+    total = len(items) + len(beginnings)
     missing = [key for key in items if not job.latents_cache.has(key)]
-    emit("stage", name="cache latents", index=2, count=3, total=len(items))
-    if not missing:
+    missing_beginnings = [key for key in beginnings if not job.latents_cache.has(key)]
+    emit("stage", name="cache latents", index=2, count=3, total=total)
+    if not missing and not missing_beginnings:
         return
     vae = job.family.load_vae(job.base, job.device, job.dtype)
-    progress = _Progress("cache latents", len(items), len(items) - len(missing), "items")
+    progress = _Progress("cache latents", total, total - len(missing) - len(missing_beginnings), "items")
     pixels = load_items([items[key] for key in missing])
     for key, frames in zip(missing, pixels, strict=True):
         if stopped():
             return
-        entry = job.family.encode_pixels(vae, as_pixels(frames))[0]
-        if not all(value.isfinite().all() for value in entry.values()):
-            raise TrainingError(
-                f"The VAE gave no usable latents for {items[key].item.path}",
-                "They hold infinite or undefined numbers, which happens with some VAEs in bf16.",
-                'Set `training.precision = "fp32"`.',
-            )
-        job.latents_cache.put(key, entry)
+        _keep(job, key, job.family.encode_pixels(vae, as_pixels(frames))[0], items[key].item.path)
         progress.one_more()
+    for key in missing_beginnings:
+        if stopped():
+            return
+        picture = beginnings[key]
+        _keep(job, key, job.family.encode_pixels(vae, _beginning(job, picture))[0], picture.path)
+        progress.one_more()
+
+
+def _beginning(job: Job, picture: FirstFrame) -> torch.Tensor:
+    """Pixels (1, 3, f, h, w) of a clip that is the picture and then grey."""
+    width, height, frames = job.preview_size
+    clip = torch.zeros(1, 3, frames, height, width)
+    clip[:, :, :1] = as_pixels(picture.load()[None])
+    return clip
+
+
+def _keep(job: Job, key: str, entry: Conditions, source: Path) -> None:
+    """Puts an entry into the cache of latents. Raises TrainingError where it holds what is no number."""
+    if not all(value.isfinite().all() for value in entry.values()):
+        raise TrainingError(
+            f"The VAE gave no usable latents for {source}",
+            "They hold infinite or undefined numbers, which happens with some VAEs in bf16.",
+            'Set `training.precision = "fp32"`.',
+        )
+    job.latents_cache.put(key, entry)
 
 
 class _Progress:

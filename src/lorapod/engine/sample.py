@@ -13,6 +13,7 @@ from PIL import Image
 
 from lorapod.data.grid import draw_grid
 from lorapod.engine import adapters
+from lorapod.engine.clips import strip_of
 from lorapod.engine.job import Job
 from lorapod.engine.output import emit
 from lorapod.engine.previews import Previews, decode_all
@@ -51,7 +52,7 @@ def sample(request_file: Path, workspace: Workspace) -> None:
         emit("progress", stage="sample", done=done, total=len(strengths), unit="strengths")
     del denoiser
     vae = job.family.load_vae(job.base, job.device, job.dtype)
-    columns = [decode_all(job.family, vae, column) for column in latents]
+    columns = [[strip_of(frames) for frames in decode_all(job.family, vae, column)] for column in latents]
     cells = [[column[row] for column in columns] for row in range(len(rows))]
     labels = [prompt if len(request["seeds"]) == 1 else f"{prompt} (seed {seed})" for prompt, seed in rows]
     out = Path(request["out"])

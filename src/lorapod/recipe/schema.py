@@ -235,6 +235,11 @@ class PreviewSection(Section):
         description="Frames of a preview, at the base model's own frame rate; 1 draws pictures. Clips are written as MP4, "
         "with a strip of their frames as PNG beside it.",
     )
+    first_frames: list[Path] = Field(
+        [],
+        description="Pictures that previews begin with, taken in turn by the prompts, for base models that make a clip out "
+        "of a picture. Empty: the first frames of clips that are trained on. A relative path starts at the recipe's folder.",
+    )
     steps: int = Field(20, ge=1, le=200, description="Sampling steps.")
     guidance: float = Field(4.0, ge=0, le=50, description="Classifier-free guidance; 0 is off.")
     at_start: bool = Field(True, description="Sample the base model before the first step, for comparison.")

@@ -6,8 +6,8 @@ travel as a dictionary by name, so that a family can add its own without the eng
     text     what the denoiser is told: {"tokens": (l, d)} for Z-Image; FLUX adds "pooled" (d,), SDXL too, Qwen-Image has
              one encoder's tokens. Unpadded and one item each, so that a cached entry does not depend on its batch.
     latents  what the VAE says of an item: {"mean": (c, f, h, w), "deviation": likewise}, normalised as the denoiser
-             expects them; without "deviation" the mean alone is trained on. Wan I2V adds "first_frame" (c + 4, f, h, w) and "image" (257, d): conditioning that is made
-             from pixels is cached with them and comes back in `loss`.
+             expects them; without "deviation" the mean alone is trained on. Wan I2V adds "first_frame" (c + 4, f, h, w)
+             and "image" (257, d): conditioning that is made from pixels is cached with them and comes back in `loss`.
 
 A noise level is s in 0..1, 1 being pure noise. Flow families interpolate with it; SDXL maps it to its integer timestep.
 A base model of two experts (Wan 2.2) names them in `experts` with the range of s that each is trained on.

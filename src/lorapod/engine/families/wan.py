@@ -66,8 +66,10 @@ class Variant:
         index = _read_json(folder / "model_index.json")
         present = [name for name in ("transformer", "transformer_2") if (index.get(name) or [None])[0]]
         boundary = index.get("boundary_ratio")
-        ranges = {"transformer": (boundary, 1.0, "-high"), "transformer_2": (0.0, boundary, "-low")}
-        experts = (Expert(),) if boundary is None else tuple(Expert(name, *ranges[name]) for name in present)
+        experts: tuple[Expert, ...] = (Expert(),)
+        if boundary is not None:
+            both = Expert("transformer", boundary, 1.0, "-high"), Expert("transformer_2", 0.0, boundary, "-low")
+            experts = tuple(expert for expert in both if expert.component in present)
         denoiser = _read_json(folder / experts[0].component / "config.json")
         frame_times = bool(index.get("expand_timesteps"))
         return cls(
@@ -103,7 +105,7 @@ class Sampling:
     done: int = 0
 
 
-class Vae(nn.Module):
+class Vae(nn.Module):  # type: ignore[misc]
     """The VAE, and the image encoder beside it, which is loaded when the first item is encoded."""
 
     def __init__(self, vae: nn.Module, images: Path | None, device: torch.device, dtype: torch.dtype) -> None:

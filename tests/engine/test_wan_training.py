@@ -1,0 +1,192 @@
+"""Wan through the engine's process: pictures and clips together, first frames, experts."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import wan_made
+from PIL import Image
+from safetensors.torch import load_file
+
+from data.clips_made import make_clip
+from lorapod import recipe as recipes
+from lorapod.events import PREFIX, from_line
+
+Event = dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def wan(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Gives the folder of a tiny base model of a kind, each built once."""
+    made: dict[str, Path] = {}
+
+    def folder(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = wan_made.build(tmp_path_factory.mktemp("models") / kind, kind)
+        return made[kind]
+
+    return folder
+
+
+class Bench:
+    """A dataset, recipes on it, and runs of the real engine process."""
+
+    def __init__(self, folder: Path, wan: Callable[[str], Path]) -> None:
+        self.folder, self.wan, self.workspace = folder, wan, folder / "workspace"
+
+    def clips(self, name: str = "clips", count: int = 3, fps: int = 16) -> Path:
+        at = self.folder / name
+        at.mkdir()
+        for i in range(count):
+            make_clip(at / f"clip-{i}.mp4", 12 + i, fps=fps, size=(64, 64))
+            (at / f"clip-{i}.txt").write_text(f"zorb jumps number {i}", encoding="utf-8")
+        return at
+
+    def pictures(self, name: str = "pictures", count: int = 3) -> Path:
+        at = self.folder / name
+        at.mkdir()
+        for i in range(count):
+            Image.new("RGB", (64, 64), (80 * i, 120, 200 - 60 * i)).save(at / f"picture-{i}.png")
+            (at / f"picture-{i}.txt").write_text(f"zorb number {i}", encoding="utf-8")
+        return at
+
+    def run(self, kind: str, name: str, *datasets: Path, changes: tuple[str, ...] = ()) -> Path:
+        tables = "\n".join(
+            f"[[datasets]]\npath = '{path}'\nresolutions = [64]\nframes = [5, 9]\nvalidation_share = 0\n"
+            for path in datasets
+        )
+        file = self.folder / f"{name}.toml"
+        file.write_text(
+            f"name = 'zorb'\n[base_model]\nname = '{self.wan(kind)}'\n{tables}\n"
+            "[training]\nsteps = 3\nbatch_size = 2\nprecision = 'fp32'\ngradient_checkpointing = false\nseed = 1\n"
+            "[adapter]\nrank = 4\n[optimizer]\nlearning_rate = 0.05\nwarmup_steps = 1\n"
+            "[previews]\nprompts = ['zorb jumps']\nwidth = 64\nheight = 64\nframes = 9\nsteps = 3\nevery = 0\n"
+            "guidance = 2.0\n[saving]\ncheckpoint_every = 2\nprecision = 'fp32'\nformats = ['comfyui', 'diffusers']\n",
+            encoding="utf-8",
+        )
+        run = self.workspace / name
+        run.mkdir(parents=True)
+        (run / "recipe.toml").write_text(recipes.dumps(recipes.load(file, list(changes))), encoding="utf-8")
+        return run
+
+    def train(self, run: Path, *more: str, expect: int = 0) -> list[Event]:
+        argv = [sys.executable, "-m", "lorapod.engine", "train", str(run), "--workspace", str(self.workspace), *more]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        ended = subprocess.run(argv, capture_output=True, text=True, env=environment, timeout=300)
+        assert ended.returncode == expect, ended.stdout[-2000:] + ended.stderr[-4000:]
+        lines = [line.removeprefix(PREFIX) for line in ended.stdout.split("\n") if line.startswith(PREFIX)]
+        return [event for event in map(from_line, lines) if event]
+
+
+@pytest.fixture
+def bench(tmp_path: Path, wan: Callable[[str], Path]) -> Bench:
+    return Bench(tmp_path, wan)
+
+
+def of(events: list[Event], type: str) -> list[Event]:
+    return [event for event in events if event["type"] == type]
+
+
+def frames_in(path: Path) -> np.ndarray:
+    import av
+
+    with av.open(str(path)) as file:
+        assert file.streams.video[0].average_rate == 16
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)])
+
+
+def pipeline_of(folder: Path) -> Any:
+    import diffusers
+
+    pipe = diffusers.DiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_pictures_and_clips_train_together_and_resume_bit_for_bit(bench: Bench) -> None:
+    data = bench.pictures(), bench.clips()
+    whole = bench.run("t2v", "whole", *data)
+    events = bench.train(whole)
+    sheet = json.loads((whole / "data.json").read_text())
+    buckets = [bucket["bucket"] for dataset in sheet["datasets"] for bucket in dataset["buckets"]]
+    assert buckets == ["64x64", "64x64x9"]
+    assert of(events, "step")[-1]["step"] == 3
+    resumed = bench.run("t2v", "resumed", *data)
+    (resumed / "checkpoints").mkdir()
+    shutil.copy(whole / "checkpoints/step-0000002.safetensors", resumed / "checkpoints")
+    bench.train(resumed, "--resume")
+    for name in ("zorb.safetensors", "zorb-diffusers.safetensors"):
+        assert (whole / "lora" / name).read_bytes() == (resumed / "lora" / name).read_bytes()
+    assert not list((bench.workspace / "cache/latents").glob("*/*.part"))
+
+
+def test_clip_previews_are_an_mp4_and_a_strip_and_show_what_the_lora_does_in_the_pipeline(bench: Bench) -> None:
+    import torch
+
+    run = bench.run("t2v", "run", bench.pictures(), bench.clips())
+    previews = of(bench.train(run), "preview")
+    assert [p["step"] for p in previews] == [0, 3]
+    pipe = pipeline_of(bench.wan("t2v"))
+
+    def draw() -> np.ndarray:
+        out = pipe("zorb jumps", negative_prompt="", width=64, height=64, num_frames=9, num_inference_steps=3,
+                   guidance_scale=2.0, generator=torch.Generator().manual_seed(1), output_type="np").frames[0]  # fmt: skip
+        return (out * 255).round().astype(int)
+
+    strips = [np.asarray(Image.open(run / p["path"]), dtype=int) for p in previews]
+    assert all(strip.shape == (64, 5 * 64 + 4 * 4, 3) for strip in strips)
+    assert Image.open(run / previews[0]["path"]).text["prompt"] == "zorb jumps"
+    clips = [frames_in(run / p["clip"]).astype(int) for p in previews]
+    drawn = [draw()]
+    before = {n: p.clone() for n, p in pipe.transformer.named_parameters()}
+    pipe.load_lora_weights(run / "lora", weight_name="zorb.safetensors")
+    drawn.append(draw())
+    for ours, strip, theirs in zip(clips, strips, drawn, strict=True):
+        assert ours.shape == theirs.shape == (9, 64, 64, 3)
+        assert np.abs(ours - theirs).mean() < 12  # H.264 halves the resolution of colour
+        for place, frame in enumerate((0, 2, 4, 6, 8)):
+            assert np.abs(strip[:, place * 68 : place * 68 + 64] - theirs[frame]).max() <= 2
+    assert np.abs(drawn[0] - drawn[1]).max() > 2
+    # The loaded adapter is the file's: B A of each layer, no more and no less.
+    tensors = load_file(run / "lora/zorb.safetensors")
+    wanted = (
+        tensors["diffusion_model.blocks.1.cross_attn.k.lora_B.weight"]
+        @ tensors["diffusion_model.blocks.1.cross_attn.k.lora_A.weight"]
+    )
+    assert wanted.abs().max() > 1e-3
+    pipe.fuse_lora()
+    after = dict(pipe.transformer.named_parameters())["blocks.1.attn2.to_k.base_layer.weight"]
+    torch.testing.assert_close(after - before["blocks.1.attn2.to_k.weight"], wanted, atol=1e-5, rtol=1e-4)
+    pipe = pipeline_of(bench.wan("t2v"))
+    pipe.load_lora_weights(run / "lora", weight_name="zorb-diffusers.safetensors")
+    assert np.abs(draw() - drawn[1]).max() <= 1
+
+
+@pytest.mark.parametrize(("frames", "words"), [(8, "5 or 9"), (2, "1 or 5")])
+def test_previews_of_a_length_that_the_model_cannot_draw_are_refused_at_once(
+    bench: Bench, frames: int, words: str
+) -> None:
+    run = bench.run("t2v", "run", bench.pictures(), changes=(f"previews.frames={frames}",))
+    (error,) = of(bench.train(run, expect=1), "error")
+    assert words in error["hint"]
+
+
+def test_continuing_from_a_lora_in_comfyui_names_starts_where_it_ended(bench: Bench) -> None:
+    data = bench.pictures(), bench.clips()
+    first = bench.run("t2v", "first", *data)
+    last = of(bench.train(first), "preview")[-1]
+    lora = first / "lora/zorb.safetensors"
+    other = bench.run("t2v", "other", *data, changes=(f"adapter.continue_from='{lora}'",))
+    begun = of(bench.train(other), "preview")[0]
+    assert (other / begun["path"]).exists()
+    ours, theirs = (np.asarray(Image.open(r / p["path"]), dtype=int) for r, p in ((other, begun), (first, last)))
+    assert np.abs(ours - theirs).max() <= 1
