@@ -190,3 +190,125 @@ def test_continuing_from_a_lora_in_comfyui_names_starts_where_it_ended(bench: Be
     assert (other / begun["path"]).exists()
     ours, theirs = (np.asarray(Image.open(r / p["path"]), dtype=int) for r, p in ((other, begun), (first, last)))
     assert np.abs(ours - theirs).max() <= 1
+
+
+def test_both_experts_train_in_one_run_with_a_file_each(bench: Bench) -> None:
+    data = bench.pictures(), bench.clips()
+    run = bench.run("t2v-a14b", "run", *data, changes=("previews.frames=5", "previews.steps=6"))
+    events = bench.train(run)
+    steps = of(events, "step")
+    assert steps[-1]["step"] == steps[-1]["total"] == 6
+    loras = [event["path"] for event in of(events, "lora")]
+    assert loras[::2] == ["lora/zorb-high.safetensors", "lora/zorb-low.safetensors"]
+    files = [load_file(run / path) for path in loras[::2]]
+    assert set(files[0]) == set(files[1])
+    assert all((files[0][key] - files[1][key]).abs().max() > 0 for key in files[0])
+    # Each preview is what the pipeline draws with both experts, at the end with both adapters.
+    import torch
+
+    pipe = pipeline_of(bench.wan("t2v-a14b"))
+
+    def draw() -> np.ndarray:
+        out = pipe("zorb jumps", negative_prompt="", width=64, height=64, num_frames=5, num_inference_steps=6,
+                   guidance_scale=2.0, generator=torch.Generator().manual_seed(1), output_type="np").frames[0]  # fmt: skip
+        return (out * 255).round().astype(int)
+
+    def shown(event: Event) -> np.ndarray:
+        strip = np.asarray(Image.open(run / event["path"]), dtype=int)
+        return np.stack([strip[:, place * 68 : place * 68 + 64] for place in range(5)])
+
+    first, last = of(events, "preview")
+    plain = draw()
+    assert np.abs(shown(first) - plain).max() <= 2
+    pipe.load_lora_weights(run / "lora", weight_name="zorb-high.safetensors", adapter_name="high")
+    high_alone = draw()
+    pipe.load_lora_weights(
+        run / "lora", weight_name="zorb-low.safetensors", adapter_name="low", load_into_transformer_2=True
+    )
+    assert np.abs(shown(last) - draw()).max() <= 2
+    assert np.abs(high_alone - plain).max() > 2 and np.abs(high_alone - draw()).max() > 2
+
+
+@pytest.mark.parametrize("at", [2, 3, 4])
+def test_two_experts_resume_bit_for_bit_within_either(bench: Bench, at: int) -> None:
+    data = (bench.pictures(),)
+    changes = ("saving.checkpoint_every=1", "saving.keep_checkpoints=9", "previews.frames=1")
+    whole = bench.run("t2v-a14b", "whole", *data, changes=changes)
+    bench.train(whole)
+    resumed = bench.run("t2v-a14b", "resumed", *data, changes=changes)
+    (resumed / "checkpoints").mkdir()
+    shutil.copy(whole / f"checkpoints/step-{at:07d}.safetensors", resumed / "checkpoints")
+    previews = of(bench.train(resumed, "--resume"), "preview")
+    written = ["zorb-low.safetensors"] + (["zorb-high.safetensors"] if at <= 3 else [])
+    for name in written:
+        assert (whole / "lora" / name).read_bytes() == (resumed / "lora" / name).read_bytes()
+    assert (whole / previews[-1]["path"]).read_bytes() == (resumed / previews[-1]["path"]).read_bytes()
+
+
+def test_one_expert_alone_learns_what_it_learns_in_a_run_of_both(bench: Bench) -> None:
+    data = (bench.pictures(),)
+    both = bench.run("t2v-a14b", "both", *data, changes=("previews.frames=1",))
+    bench.train(both)
+    high = bench.run("t2v-a14b", "high", *data, changes=("previews.frames=1", "base_model.expert='high'"))
+    events = bench.train(high)
+    assert of(events, "step")[-1]["total"] == 3
+    assert [event["path"] for event in of(events, "lora")][::2] == ["lora/zorb-high.safetensors"]
+    ours, theirs = (load_file(run / "lora/zorb-high.safetensors") for run in (high, both))
+    assert all((ours[key] == theirs[key]).all() for key in theirs)
+
+
+def test_an_expert_that_a_base_model_lacks_is_refused(bench: Bench) -> None:
+    run = bench.run("t2v", "run", bench.pictures(), changes=("base_model.expert='low'",))
+    (error,) = of(bench.train(run, expect=1), "error")
+    assert "low-noise" in error["message"]
+
+
+@pytest.mark.parametrize("kind", ["i2v", "i2v-a14b"])
+def test_clips_out_of_pictures_train_and_preview_from_given_first_frames(bench: Bench, kind: str) -> None:
+    import torch
+
+    picture = bench.folder / "begin.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(picture)
+    run = bench.run(kind, "run", bench.clips(), changes=(f"previews.first_frames=['{picture}']",))
+    previews = of(bench.train(run), "preview")
+    pipe = pipeline_of(bench.wan(kind))
+    out = pipe(Image.open(picture), "zorb jumps", negative_prompt="", width=64, height=64, num_frames=9,
+               num_inference_steps=3, guidance_scale=2.0, generator=torch.Generator().manual_seed(1),
+               output_type="np").frames[0]  # fmt: skip
+    strip = np.asarray(Image.open(run / previews[0]["path"]), dtype=int)
+    for place, frame in enumerate((0, 2, 4, 6, 8)):
+        assert np.abs(strip[:, place * 68 : place * 68 + 64] - (out[frame] * 255).round()).max() <= 2
+    assert not (np.asarray(Image.open(run / previews[1]["path"])) == strip).all()
+    keys = load_file(next((run / "lora").glob("zorb*.safetensors")))
+    assert ("diffusion_model.blocks.0.cross_attn.k_img.lora_A.weight" in keys) == (kind == "i2v")
+
+
+def test_previews_begin_with_clips_of_the_dataset_where_no_picture_is_given(bench: Bench) -> None:
+    run = bench.run("i2v", "run", bench.clips())
+    events = bench.train(run)
+    assert len(of(events, "preview")) == 2
+    progress = of(events, "progress")[-1]
+    assert (progress["done"], progress["total"]) == (4, 4)  # three clips and a first frame
+
+
+def test_pictures_are_refused_by_a_model_that_makes_clips_out_of_them(bench: Bench) -> None:
+    run = bench.run("i2v", "run", bench.clips(), bench.pictures())
+    (error,) = of(bench.train(run, expect=1), "error")
+    assert "clips only" in error["message"] and "3 pictures" in error["message"] and "picture-0.png" in error["hint"]
+
+
+def test_a_first_frame_is_refused_by_a_model_that_takes_none(bench: Bench) -> None:
+    picture = bench.pictures("begin") / "picture-0.png"
+    run = bench.run("t2v", "run", bench.pictures(), changes=(f"previews.first_frames=['{picture}']",))
+    (error,) = of(bench.train(run, expect=1), "error")
+    assert "given picture" in error["message"]
+
+
+def test_the_5b_trains_from_text_and_from_first_frames(bench: Bench) -> None:
+    changes = ("training.first_frame_share=0.5", "datasets.0.resolutions=[64]", "datasets.0.frames=[5]")
+    run = bench.run("ti2v-5b", "run", bench.clips(fps=24), bench.pictures(), changes=changes)
+    events = bench.train(run)
+    assert of(events, "step")[-1]["step"] == 3
+    plain = bench.run("ti2v-5b", "plain", bench.folder / "clips", bench.folder / "pictures", changes=changes[1:])
+    losses = [of(bench.train(each), "step")[-1]["loss"] for each in (plain,)]
+    assert losses != [of(events, "step")[-1]["loss"]]

@@ -14,12 +14,12 @@ from torch import Tensor
 from lorapod import recipe as recipes
 from lorapod.data import DataPlan, Geometry, MediaCache, TrainItem, plan_datasets, shown
 from lorapod.engine.cache import Cache
-from lorapod.engine.families import Family, TakesFirstFrame, family_of
+from lorapod.engine.families import Expert, Family, TakesFirstFrame, family_of
 from lorapod.engine.first_frames import FirstFrame, first_frames
 from lorapod.errors import DatasetError, RequestError
 from lorapod.models import BaseModel, find_base_model
 from lorapod.recipe import Recipe
-from lorapod.recipe.schema import Precision
+from lorapod.recipe.schema import ExpertChoice, Precision
 from lorapod.workspace import Workspace
 
 
@@ -48,6 +48,24 @@ class Job:
         return family_of(self.base)
 
     @cached_property
+    def experts(self) -> tuple[Expert, ...]:
+        """The denoisers that are trained, one after the other.
+
+        Raises:
+            RequestError: The recipe names an expert that the base model does not have.
+        """
+        chosen = self.recipe.base_model.expert
+        wanted = self.base.expert or (chosen.value if chosen is not ExpertChoice.BOTH else "")
+        found = tuple(each for each in self.family.experts if not wanted or each.suffix == f"-{wanted}")
+        if not found:
+            raise RequestError(
+                f"The base model {self.base.name} has no {wanted}-noise expert",
+                "It has one denoiser for all noise levels, or the other expert alone is on this machine.",
+                "Leave `base_model.expert` out.",
+            )
+        return found
+
+    @cached_property
     def data(self) -> DataPlan:
         self._refuse_what_is_not_trained_with()
         family = self.family
@@ -60,6 +78,13 @@ class Job:
         return plan
 
     def _refuse_what_is_not_trained_with(self) -> None:
+        use = self.family.first_frame if isinstance(self.family, TakesFirstFrame) else "unknown"
+        if self.recipe.training.first_frame_share and use != "taken":
+            raise RequestError(
+                "This base model cannot be given first frames in a share of the steps",
+                "It is given one always." if use == "needed" else "It makes pictures or clips of text alone.",
+                "Leave `training.first_frame_share` out.",
+            )
         for section in self.recipe.datasets:
             for key in ("masks", "alpha_masks", "control"):
                 if getattr(section, key):

@@ -41,7 +41,7 @@ def sample(request_file: Path, workspace: Workspace) -> None:
         for text in missing:
             job.text_cache.put(job.text_key(text), job.family.encode_text(encoder, [text])[0])
         del encoder
-    denoiser = load_denoiser(job)
+    denoiser = load_denoiser(job, job.experts[0])
     adapters.add_lora_file(denoiser, job.family, lora)
     previews = Previews(job, rows)
     columns: list[list[Image.Image]] = []
