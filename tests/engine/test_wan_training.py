@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -9,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +22,12 @@ from safetensors.torch import load_file
 
 from data.clips_made import make_clip
 from lorapod import recipe as recipes
+from lorapod.engine.job import Job
+from lorapod.engine.prepare import prepare
+from lorapod.engine.train import Training
+from lorapod.errors import LorapodError
 from lorapod.events import PREFIX, from_line
+from lorapod.workspace import Workspace
 
 Event = dict[str, Any]
 
@@ -78,13 +86,30 @@ class Bench:
         (run / "recipe.toml").write_text(recipes.dumps(recipes.load(file, list(changes))), encoding="utf-8")
         return run
 
-    def train(self, run: Path, *more: str, expect: int = 0) -> list[Event]:
+    def train(self, run: Path, *, resume: bool = False) -> list[Event]:
+        """Trains in this process, which is quicker than the engine's own and runs the same code."""
+        job, said = Job(run, Workspace(self.workspace)), io.StringIO()
+        with contextlib.redirect_stdout(said):
+            prepare(job, lambda: False)
+            assert Training(job).run(resume, lambda: False)
+        return events_in(said.getvalue())
+
+    def refusal(self, run: Path) -> LorapodError:
+        with pytest.raises(LorapodError) as caught, contextlib.redirect_stdout(io.StringIO()):
+            prepare(Job(run, Workspace(self.workspace)), lambda: False)
+        return caught.value
+
+    def train_in_process(self, run: Path, *more: str) -> list[Event]:
         argv = [sys.executable, "-m", "lorapod.engine", "train", str(run), "--workspace", str(self.workspace), *more]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         ended = subprocess.run(argv, capture_output=True, text=True, env=environment, timeout=300)
-        assert ended.returncode == expect, ended.stdout[-2000:] + ended.stderr[-4000:]
-        lines = [line.removeprefix(PREFIX) for line in ended.stdout.split("\n") if line.startswith(PREFIX)]
-        return [event for event in map(from_line, lines) if event]
+        assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-4000:]
+        return events_in(ended.stdout)
+
+
+def events_in(output: str) -> list[Event]:
+    lines = [line.removeprefix(PREFIX) for line in output.split("\n") if line.startswith(PREFIX)]
+    return [event for event in map(from_line, lines) if event]
 
 
 @pytest.fixture
@@ -106,7 +131,10 @@ def frames_in(path: Path) -> np.ndarray:
 
 def pipeline_of(folder: Path) -> Any:
     import diffusers
+    from diffusers.pipelines.wan import pipeline_wan_i2v
 
+    if not hasattr(pipeline_wan_i2v, "ftfy"):  # which diffusers 0.42.1 uses here whether or not it is installed
+        pipeline_wan_i2v.ftfy = SimpleNamespace(fix_text=str)
     pipe = diffusers.DiffusionPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -115,7 +143,7 @@ def pipeline_of(folder: Path) -> Any:
 def test_pictures_and_clips_train_together_and_resume_bit_for_bit(bench: Bench) -> None:
     data = bench.pictures(), bench.clips()
     whole = bench.run("t2v", "whole", *data)
-    events = bench.train(whole)
+    events = bench.train_in_process(whole)
     sheet = json.loads((whole / "data.json").read_text())
     buckets = [bucket["bucket"] for dataset in sheet["datasets"] for bucket in dataset["buckets"]]
     assert buckets == ["64x64", "64x64x9"]
@@ -123,7 +151,7 @@ def test_pictures_and_clips_train_together_and_resume_bit_for_bit(bench: Bench) 
     resumed = bench.run("t2v", "resumed", *data)
     (resumed / "checkpoints").mkdir()
     shutil.copy(whole / "checkpoints/step-0000002.safetensors", resumed / "checkpoints")
-    bench.train(resumed, "--resume")
+    bench.train_in_process(resumed, "--resume")
     for name in ("zorb.safetensors", "zorb-diffusers.safetensors"):
         assert (whole / "lora" / name).read_bytes() == (resumed / "lora" / name).read_bytes()
     assert not list((bench.workspace / "cache/latents").glob("*/*.part"))
@@ -176,8 +204,7 @@ def test_previews_of_a_length_that_the_model_cannot_draw_are_refused_at_once(
     bench: Bench, frames: int, words: str
 ) -> None:
     run = bench.run("t2v", "run", bench.pictures(), changes=(f"previews.frames={frames}",))
-    (error,) = of(bench.train(run, expect=1), "error")
-    assert words in error["hint"]
+    assert words in bench.refusal(run).remedy
 
 
 def test_continuing_from_a_lora_in_comfyui_names_starts_where_it_ended(bench: Bench) -> None:
@@ -238,7 +265,7 @@ def test_two_experts_resume_bit_for_bit_within_either(bench: Bench, at: int) -> 
     resumed = bench.run("t2v-a14b", "resumed", *data, changes=changes)
     (resumed / "checkpoints").mkdir()
     shutil.copy(whole / f"checkpoints/step-{at:07d}.safetensors", resumed / "checkpoints")
-    previews = of(bench.train(resumed, "--resume"), "preview")
+    previews = of(bench.train(resumed, resume=True), "preview")
     written = ["zorb-low.safetensors"] + (["zorb-high.safetensors"] if at <= 3 else [])
     for name in written:
         assert (whole / "lora" / name).read_bytes() == (resumed / "lora" / name).read_bytes()
@@ -259,8 +286,7 @@ def test_one_expert_alone_learns_what_it_learns_in_a_run_of_both(bench: Bench) -
 
 def test_an_expert_that_a_base_model_lacks_is_refused(bench: Bench) -> None:
     run = bench.run("t2v", "run", bench.pictures(), changes=("base_model.expert='low'",))
-    (error,) = of(bench.train(run, expect=1), "error")
-    assert "low-noise" in error["message"]
+    assert "low-noise" in bench.refusal(run).what
 
 
 @pytest.mark.parametrize("kind", ["i2v", "i2v-a14b"])
@@ -293,15 +319,14 @@ def test_previews_begin_with_clips_of_the_dataset_where_no_picture_is_given(benc
 
 def test_pictures_are_refused_by_a_model_that_makes_clips_out_of_them(bench: Bench) -> None:
     run = bench.run("i2v", "run", bench.clips(), bench.pictures())
-    (error,) = of(bench.train(run, expect=1), "error")
-    assert "clips only" in error["message"] and "3 pictures" in error["message"] and "picture-0.png" in error["hint"]
+    error = bench.refusal(run)
+    assert "clips only" in error.what and "3 pictures" in error.what and "picture-0.png" in error.why
 
 
 def test_a_first_frame_is_refused_by_a_model_that_takes_none(bench: Bench) -> None:
     picture = bench.pictures("begin") / "picture-0.png"
     run = bench.run("t2v", "run", bench.pictures(), changes=(f"previews.first_frames=['{picture}']",))
-    (error,) = of(bench.train(run, expect=1), "error")
-    assert "given picture" in error["message"]
+    assert "given picture" in bench.refusal(run).what
 
 
 def test_the_5b_trains_from_text_and_from_first_frames(bench: Bench) -> None:

@@ -34,7 +34,7 @@ def prepare(job: Job, stopped: Callable[[], bool]) -> None:
         DatasetError: Items that cannot be used, all named.
         DiskError: No space; what is cached already is kept.
     """
-    _ = job.preview_size  # refused now rather than after hours of caching
+    _ = job.experts, job.first_frames  # what cannot be is refused now rather than after hours of caching
     for problem in job.data.problems:
         kind: EventType = "info" if problem.severity is Severity.INFO else "warning"
         emit(kind, message=f"{shown(problem.path)}: {problem.what}", hint=problem.remedy)
