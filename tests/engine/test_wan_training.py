@@ -9,13 +9,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import wan_made
 from PIL import Image
 from safetensors.torch import load_file
@@ -43,6 +44,15 @@ def wan(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return made[kind]
 
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small are several times slower on two threads that share two busy cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 class Bench:
@@ -158,8 +168,6 @@ def test_pictures_and_clips_train_together_and_resume_bit_for_bit(bench: Bench) 
 
 
 def test_clip_previews_are_an_mp4_and_a_strip_and_show_what_the_lora_does_in_the_pipeline(bench: Bench) -> None:
-    import torch
-
     run = bench.run("t2v", "run", bench.pictures(), bench.clips())
     previews = of(bench.train(run), "preview")
     assert [p["step"] for p in previews] == [0, 3]
@@ -231,8 +239,6 @@ def test_both_experts_train_in_one_run_with_a_file_each(bench: Bench) -> None:
     assert set(files[0]) == set(files[1])
     assert all((files[0][key] - files[1][key]).abs().max() > 0 for key in files[0])
     # Each preview is what the pipeline draws with both experts, at the end with both adapters.
-    import torch
-
     pipe = pipeline_of(bench.wan("t2v-a14b"))
 
     def draw() -> np.ndarray:
@@ -291,8 +297,6 @@ def test_an_expert_that_a_base_model_lacks_is_refused(bench: Bench) -> None:
 
 @pytest.mark.parametrize("kind", ["i2v", "i2v-a14b"])
 def test_clips_out_of_pictures_train_and_preview_from_given_first_frames(bench: Bench, kind: str) -> None:
-    import torch
-
     picture = bench.folder / "begin.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(picture)
     run = bench.run(kind, "run", bench.clips(), changes=(f"previews.first_frames=['{picture}']",))
