@@ -25,6 +25,7 @@ from data.clips_made import make_clip
 from lorapod import recipe as recipes
 from lorapod.engine.job import Job
 from lorapod.engine.prepare import prepare
+from lorapod.engine.sample import sample
 from lorapod.engine.train import Training
 from lorapod.errors import LorapodError
 from lorapod.events import PREFIX, from_line
@@ -341,3 +342,35 @@ def test_the_5b_trains_from_text_and_from_first_frames(bench: Bench) -> None:
     plain = bench.run("ti2v-5b", "plain", bench.folder / "clips", bench.folder / "pictures", changes=changes[1:])
     losses = [of(bench.train(each), "step")[-1]["loss"] for each in (plain,)]
     assert losses != [of(events, "step")[-1]["loss"]]
+
+
+def test_a_grid_of_strengths_draws_both_experts_with_their_files_and_clips_as_strips(bench: Bench) -> None:
+    run = bench.run("t2v-a14b", "run", bench.clips(), changes=("previews.frames=5", "previews.steps=6"))
+    previews = of(bench.train(run), "preview")
+    out = bench.folder / "grid.png"
+    request = {"recipe": str(run / "recipe.toml"), "lora": str(run / "lora/zorb-low.safetensors"),
+               "prompts": ["zorb jumps"], "seeds": [1], "strengths": [0.0, 1.0], "out": str(out)}  # fmt: skip
+    (bench.folder / "request.json").write_text(json.dumps(request))
+    with contextlib.redirect_stdout(io.StringIO()):
+        sample(bench.folder / "request.json", Workspace(bench.workspace))
+    grid = np.asarray(Image.open(out), dtype=int)
+    strips = [np.asarray(Image.open(run / event["path"]), dtype=int) for event in previews]
+    for column, strip in enumerate(strips):
+        left = 190 + column * (strip.shape[1] + 8)
+        assert np.abs(grid[30 : 30 + strip.shape[0], left : left + strip.shape[1]] - strip).max() <= 2
+
+
+def test_a_grid_of_clips_out_of_pictures_asks_for_a_picture(bench: Bench) -> None:
+    run = bench.run("i2v", "run", bench.clips(), changes=("previews.at_start=false", "previews.at_end=false"))
+    bench.train(run)
+    request = {"recipe": str(run / "recipe.toml"), "lora": str(run / "lora/zorb.safetensors"),
+               "prompts": ["zorb jumps"], "seeds": [1], "strengths": [1], "out": str(bench.folder / "grid.png")}  # fmt: skip
+    file = bench.folder / "request.json"
+    file.write_text(json.dumps(request))
+    with contextlib.redirect_stdout(io.StringIO()):
+        with pytest.raises(LorapodError) as caught:
+            sample(file, Workspace(bench.workspace))
+        assert "--first-frame" in caught.value.remedy
+        file.write_text(json.dumps(request | {"first_frames": [str(bench.pictures() / "picture-1.png")]}))
+        sample(file, Workspace(bench.workspace))
+    assert (bench.folder / "grid.png").is_file()

@@ -145,13 +145,6 @@ class Job:
         width, height, _ = self.preview_size
         return first_frames(self, width, height)
 
-    def first_frame_of(self, prompt: str) -> FirstFrame | None:
-        """The first frame that goes with a prompt; None where previews begin with none."""
-        if not self.first_frames:
-            return None
-        prompts = self.preview_prompts()
-        return self.first_frames[prompts.index(prompt) % len(self.first_frames) if prompt in prompts else 0]
-
     @cached_property
     def preview_size(self) -> tuple[int, int, int]:
         """Width and height of previews in pixels, as multiples of what the base model takes, and their frames.

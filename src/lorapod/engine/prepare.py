@@ -115,9 +115,22 @@ def _prepare_latents(job: Job, stopped: Callable[[], bool]) -> None:
     for key in missing_beginnings:
         if stopped():
             return
-        picture = beginnings[key]
-        _keep(job, key, job.family.encode_pixels(vae, _beginning(job, picture))[0], picture.path)
+        _prepare_first_frame(job, vae, key, beginnings[key])
         progress.one_more()
+
+
+def prepare_first_frames(job: Job) -> None:
+    """Caches what previews begin with, where it is not yet."""
+    beginnings = {job.first_frame_key(picture): picture for picture in job.first_frames}
+    missing = [key for key in beginnings if not job.latents_cache.has(key)]
+    if missing:
+        vae = job.family.load_vae(job.base, job.device, job.dtype)
+        for key in missing:
+            _prepare_first_frame(job, vae, key, beginnings[key])
+
+
+def _prepare_first_frame(job: Job, vae: Any, key: str, picture: FirstFrame) -> None:
+    _keep(job, key, job.family.encode_pixels(vae, _beginning(job, picture))[0], picture.path)
 
 
 def _beginning(job: Job, picture: FirstFrame) -> torch.Tensor:

@@ -72,9 +72,11 @@ class Previews:
 
     def _item(self, prompt: str) -> Conditions:
         """What is cached of the first frame that the prompt's clips begin with; empty where they begin with none."""
-        picture = self.job.first_frame_of(prompt)
-        if picture is None:
+        pictures = self.job.first_frames
+        if not pictures:
             return {}
+        prompts = list(dict.fromkeys(each for each, _ in self.pairs))
+        picture = pictures[prompts.index(prompt) % len(pictures)]
         key = self.job.first_frame_key(picture)
         return self._on_device(self.job.latents_cache.get(key), f"the first frame {picture.path}")
 

@@ -93,7 +93,7 @@ class BaseModelSection(Section):
     """What the LoRA is trained on."""
 
     name: str = Field(
-        description="Name of a base model of the catalogue (`demo`, `z-image`, `z-image-turbo`), or the path of a folder in "
+        description="Name of a base model of the catalogue (`lorapod models` lists them), or the path of a folder in "
         "diffusers layout."
     )
     expert: ExpertChoice = Field(
