@@ -29,6 +29,7 @@ from lorapod.engine.sample import sample
 from lorapod.engine.train import Training
 from lorapod.errors import LorapodError
 from lorapod.events import PREFIX, from_line
+from lorapod.models import find_base_model
 from lorapod.workspace import Workspace
 
 Event = dict[str, Any]
@@ -374,3 +375,42 @@ def test_a_grid_of_clips_out_of_pictures_asks_for_a_picture(bench: Bench) -> Non
         file.write_text(json.dumps(request | {"first_frames": [str(bench.pictures() / "picture-1.png")]}))
         sample(file, Workspace(bench.workspace))
     assert (bench.folder / "grid.png").is_file()
+
+
+@pytest.mark.parametrize(("name", "trained"), [
+    ("wan2.2-t2v-a14b", ("-high", "-low")), ("wan2.2-t2v-a14b-high", ("-high",)), ("wan2.2-t2v-a14b-low", ("-low",)),
+])  # fmt: skip
+def test_an_experts_name_in_the_catalogue_finds_the_folder_that_holds_both(
+    bench: Bench, name: str, trained: tuple[str, ...]
+) -> None:
+    workspace = Workspace(bench.workspace)
+    workspace.models.mkdir(parents=True)
+    shutil.copytree(bench.wan("t2v-a14b"), workspace.models / "wan2.2-t2v-a14b")
+    run = bench.run("t2v-a14b", "run", bench.pictures(), changes=(f"base_model.name={name}",))
+    job = Job(run, workspace)
+    assert (job.base.name, job.base.folder) == (name, workspace.models / "wan2.2-t2v-a14b")
+    assert tuple(expert.suffix for expert in job.experts) == trained
+
+
+def test_an_expert_that_is_not_there_says_what_to_pull(bench: Bench) -> None:
+    with pytest.raises(LorapodError) as caught:
+        find_base_model("wan2.2-t2v-a14b-low", Workspace(bench.workspace))
+    assert "lorapod models pull wan2.2-t2v-a14b" in caught.value.remedy
+
+
+def test_both_experts_continue_from_the_files_of_both(bench: Bench) -> None:
+    data = (bench.pictures(),)
+    first = bench.run("t2v-a14b", "first", *data, changes=("previews.frames=1",))
+    last = of(bench.train(first), "preview")[-1]
+    changes = ("previews.frames=1", f"adapter.continue_from='{first / 'lora/zorb-high.safetensors'}'")
+    other = bench.run("t2v-a14b", "other", *data, changes=changes)
+    events = bench.train(other)
+    assert of(events, "step")[-1]["step"] == 6
+    ours = load_file(other / "lora/zorb-low.safetensors")
+    theirs = load_file(first / "lora/zorb-low.safetensors")
+    key = "diffusion_model.blocks.0.ffn.0.lora_B.weight"
+    assert 0 < (ours[key] - theirs[key]).norm() < ours[key].norm()
+    assert last["step"] == 6
+    (first / "lora/zorb-low.safetensors").rename(first / "lora/elsewhere.safetensors")
+    refused = bench.refusal(bench.run("t2v-a14b", "third", *data, changes=changes))  # before the first expert trains
+    assert "zorb-low.safetensors" in refused.what
