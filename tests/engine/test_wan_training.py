@@ -414,3 +414,16 @@ def test_both_experts_continue_from_the_files_of_both(bench: Bench) -> None:
     (first / "lora/zorb-low.safetensors").rename(first / "lora/elsewhere.safetensors")
     refused = bench.refusal(bench.run("t2v-a14b", "third", *data, changes=changes))  # before the first expert trains
     assert "zorb-low.safetensors" in refused.what
+
+
+@pytest.mark.parametrize("kind", ["t2v", "i2v", "ti2v-5b"])
+def test_bf16_with_gradient_checkpointing_trains_nearly_as_fp32_does(bench: Bench, kind: str) -> None:
+    changes = ("previews.frames=5", "datasets.0.frames=[5]", "evaluation.quantiles=2")
+    if kind == "ti2v-5b":
+        changes += ("training.first_frame_share=0.5",)
+    data = (bench.clips(fps=24),)
+    exact = of(bench.train(bench.run(kind, "exact", *data, changes=changes)), "step")
+    changes += ("training.precision='bf16'", "training.gradient_checkpointing=true")
+    rough = of(bench.train(bench.run(kind, "rough", *data, changes=changes)), "step")
+    for ours, theirs in zip(rough, exact, strict=False):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=0.05)
