@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +25,7 @@ from safetensors.torch import load_file
 
 from data.clips_made import make_clip
 from lorapod import recipe as recipes
+from lorapod.engine.families.wan import Wan
 from lorapod.engine.job import Job
 from lorapod.engine.prepare import prepare
 from lorapod.engine.sample import sample
@@ -427,3 +430,21 @@ def test_bf16_with_gradient_checkpointing_trains_nearly_as_fp32_does(bench: Benc
     rough = of(bench.train(bench.run(kind, "rough", *data, changes=changes)), "step")
     for ours, theirs in zip(rough, exact, strict=False):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=0.05)
+
+
+def test_never_more_than_one_expert_is_in_memory(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[weakref.ref[torch.nn.Module]] = []
+    plain = Wan.load_denoiser
+
+    def watched(*given: Any) -> torch.nn.Module:
+        gc.collect()
+        alive = [module for module in (each() for each in loaded) if module is not None]
+        assert not any(p.numel() for module in alive for p in module.parameters() if not p.requires_grad)
+        made = plain(*given)
+        loaded.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr(Wan, "load_denoiser", watched)
+    bench.train(bench.run("t2v-a14b", "run", bench.pictures(), changes=("previews.frames=1", "previews.every=2")))
+    # Two for training, and for each of the previews at steps 0, 2, 4 and 6 the other and then the own one again.
+    assert len(loaded) == 2 + 4 * 2

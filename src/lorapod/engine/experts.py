@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
@@ -74,7 +74,9 @@ def file_for(expert: Expert, trained: tuple[Expert, ...], path: Path) -> Path:
     return found
 
 
-def sample_in_turns(job: Job, previews: Previews, turn: Callable[[Expert], object]) -> list[Tensor]:
+def sample_in_turns(
+    job: Job, previews: Previews, turn: Callable[[Expert], AbstractContextManager[nn.Module]]
+) -> list[Tensor]:
     """Latents of every preview, each expert of the base model drawing its part of all of them.
 
     Args:
@@ -85,7 +87,7 @@ def sample_in_turns(job: Job, previews: Previews, turn: Callable[[Expert], objec
     with torch.no_grad():
         samplings = [family.begin(job.base, previews.request(*pair), job.device) for pair in previews.pairs]
         for expert in job.family.experts:
-            with turn(expert) as denoiser, previews.drawing(denoiser):  # type: ignore[attr-defined]
+            with turn(expert) as denoiser, previews.drawing(denoiser):
                 for sampling in samplings:
                     family.advance(denoiser, sampling, expert)
         return [family.finish(sampling) for sampling in samplings]
@@ -93,7 +95,7 @@ def sample_in_turns(job: Job, previews: Previews, turn: Callable[[Expert], objec
 
 @contextmanager
 def lent(job: Job, expert: Expert, adapter: dict[str, Tensor] | None) -> Iterator[nn.Module]:
-    """An expert that is not being trained, with its finished adapter if it has one; gone after the block."""
+    """An expert that is not being trained, with its finished adapter if it has one; empty after the block."""
     family: Family = job.family
     denoiser = family.load_denoiser(job.base, expert, job.device, job.dtype)
     if adapter is not None:
@@ -103,5 +105,4 @@ def lent(job: Job, expert: Expert, adapter: dict[str, Tensor] | None) -> Iterato
     try:
         yield denoiser
     finally:
-        del denoiser
-        free_memory()
+        drop_frozen(denoiser)  # whoever still refers to the module, its weights are gone now
