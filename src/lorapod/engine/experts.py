@@ -7,6 +7,7 @@ its frozen weights back while the other draws, and gets them again from disk; ad
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -19,6 +20,9 @@ from lorapod.engine.families import Expert, Family, SamplesByExperts
 from lorapod.engine.job import Job
 from lorapod.engine.previews import Previews
 from lorapod.errors import AdapterError
+
+_EXPERT_IN_NAME = re.compile(r"(-high|-low)(?=$|-step\d+|-comfyui|-diffusers)")
+"""What `engine.export` puts into a file's name."""
 
 
 def free_memory() -> None:
@@ -48,6 +52,13 @@ def adapter_copy(denoiser: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().cpu().clone() for name, value in adapters.adapter_tensors(denoiser).items()}
 
 
+def renamed_for(expert: Expert, path: Path) -> Path | None:
+    """The name beside `path` that an expert's LoRA file has; None where `path` is named after no expert."""
+    if not _EXPERT_IN_NAME.search(path.stem):
+        return None
+    return path.with_name(_EXPERT_IN_NAME.sub(expert.suffix, path.stem) + path.suffix)
+
+
 def file_for(expert: Expert, trained: tuple[Expert, ...], path: Path) -> Path:
     """The LoRA file that an expert continues from: `path`, or with several experts the one beside it of its suffix.
 
@@ -56,15 +67,14 @@ def file_for(expert: Expert, trained: tuple[Expert, ...], path: Path) -> Path:
     """
     if len(trained) == 1:
         return path
-    of = next((each for each in trained if path.stem.endswith(each.suffix)), None)
+    found = renamed_for(expert, path)
     suffixes = " and ".join(each.suffix for each in trained)
-    if of is None:
+    if found is None:
         raise AdapterError(
             f"It is not clear which expert {path.name} is of",
             f"This run trains two, and continues from two files whose names end in {suffixes}.",
             "Name the files so and give one of them, or train one expert with `base_model.expert`.",
         )
-    found = path.with_name(path.stem.removesuffix(of.suffix) + expert.suffix + path.suffix)
     if not found.is_file():
         raise AdapterError(
             f"There is no LoRA {found.name} beside {path.name}",

@@ -8,7 +8,6 @@ strip of its frames. With a base model of two experts each LoRA file that is nam
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 from torch import Tensor
@@ -16,7 +15,7 @@ from torch import Tensor
 from lorapod.data.grid import draw_grid
 from lorapod.engine import adapters
 from lorapod.engine.clips import strip_of
-from lorapod.engine.experts import free_memory
+from lorapod.engine.experts import free_memory, renamed_for
 from lorapod.engine.families import Expert, SamplesByExperts, TakesFirstFrame
 from lorapod.engine.job import Job
 from lorapod.engine.output import emit
@@ -26,8 +25,6 @@ from lorapod.engine.train import load_denoiser
 from lorapod.errors import AdapterError, RequestError
 from lorapod.files import written_whole
 from lorapod.workspace import Workspace
-
-_EXPERT_IN_NAME = re.compile(r"(-high|-low)(?=$|-step\d+|-comfyui|-diffusers)")
 
 
 def sample(request_file: Path, workspace: Workspace) -> None:
@@ -66,13 +63,13 @@ def lora_files(lora: Path, experts: tuple[Expert, ...]) -> dict[Expert, Path]:
     """
     if len(experts) == 1:
         return {experts[0]: lora}
-    if not _EXPERT_IN_NAME.search(lora.stem):
+    named = {each: file for each in experts if (file := renamed_for(each, lora))}
+    if not named:
         raise AdapterError(
             f"It is not clear which expert {lora.name} is of",
             "The base model has two, and their LoRA files differ in their names alone.",
             "Put `-high` or `-low` at the end of the file's name.",
         )
-    named = {each: lora.with_name(_EXPERT_IN_NAME.sub(each.suffix, lora.stem) + lora.suffix) for each in experts}
     return {each: file for each, file in named.items() if file.is_file()}
 
 
