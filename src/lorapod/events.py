@@ -23,7 +23,8 @@ Event = dict[str, Any]
     stage       name, index, count, total?        one of the run's phases begins
     step        step, total, epoch, loss, lr, seconds, memory_gb?
     eval        step, loss, dataset               loss on held-out items at fixed noise
-    preview     step, path, prompt, seed, likeness?   path relative to the run folder
+    preview     step, path, prompt, seed, likeness?, clip?   paths relative to the run folder; of a clip (MP4), `path` is
+                                                  a strip of its frames
     checkpoint  step, path                        likewise
     lora        step, path, format, base_model    likewise
     progress    stage, done, total, unit

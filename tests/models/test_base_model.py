@@ -51,8 +51,8 @@ def test_a_folder_put_into_the_workspace_by_hand_is_found(model: Path, workspace
 
 def test_a_family_that_the_engine_cannot_train_yet_is_refused_before_files_are_looked_for(workspace: Workspace) -> None:
     with pytest.raises(BaseModelError, match="cannot be trained by the built-in engine") as caught:
-        find_base_model("wan2.1-t2v-1.3b", workspace)
-    assert "wan" in caught.value.why and "z_image" in caught.value.remedy
+        find_base_model("qwen-image", workspace)
+    assert "qwen_image" in caught.value.why and "z_image" in caught.value.remedy
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lorapod.engine.families import Family
+from lorapod.engine.families import Family, NamesLayers
 from lorapod.errors import AdapterError
 from lorapod.recipe.schema import AdapterSection
 
@@ -89,8 +89,9 @@ def load_adapter_tensors(denoiser: nn.Module, tensors: dict[str, Tensor], source
         value.copy_(tensors[name])
 
 
-def read_lora(path: Path) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Tensors `<module>.A` and `<module>.B`, and the alpha of each module that states one.
+def read_lora(path: Path, family: Family) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Tensors `<module>.A` and `<module>.B`, and the alpha of each module that states one; modules as the family's
+    denoiser names them.
 
     Raises:
         AdapterError: Not a safetensors file, or not a LoRA with the module names of diffusers.
@@ -111,21 +112,22 @@ def read_lora(path: Path) -> tuple[dict[str, Tensor], dict[str, float]]:
                 f"It holds the key {key}.",
                 "Give a LoRA of this family.",
             )
+        module = family.module_of(match["module"]) if isinstance(family, NamesLayers) else match["module"]
         if match["alpha"]:
-            alphas[match["module"]] = float(value)
+            alphas[module] = float(value)
         else:
-            tensors[f"{match['module']}.{_HALVES[match['half']]}"] = value.float()
+            tensors[f"{module}.{_HALVES[match['half']]}"] = value.float()
     return tensors, alphas
 
 
 @torch.no_grad()
-def continue_from(denoiser: nn.Module, path: Path, alpha: float) -> None:
+def continue_from(denoiser: nn.Module, family: Family, path: Path, alpha: float) -> None:
     """Starts the adapter from a LoRA file; the file's own scale is folded in so that its effect is unchanged.
 
     Raises:
         AdapterError: Damaged, other layers, other rank.
     """
-    tensors, alphas = read_lora(path)
+    tensors, alphas = read_lora(path, family)
     for name in [n for n in tensors if n.endswith(".B")]:
         module = name[:-2]
         rank = tensors[name].shape[1]
@@ -135,13 +137,13 @@ def continue_from(denoiser: nn.Module, path: Path, alpha: float) -> None:
 
 
 @torch.no_grad()
-def merge(denoiser: nn.Module, path: Path, strength: float) -> None:
+def merge(denoiser: nn.Module, family: Family, path: Path, strength: float) -> None:
     """Adds a LoRA file to the frozen weights, computed in float32.
 
     Raises:
         AdapterError: Damaged, or made for another model.
     """
-    tensors, alphas = read_lora(path)
+    tensors, alphas = read_lora(path, family)
     modules = _plain_layers(denoiser)
     for name in [n for n in tensors if n.endswith(".B")]:
         module_name = name[:-2]
@@ -158,9 +160,9 @@ def merge(denoiser: nn.Module, path: Path, strength: float) -> None:
 
 
 @torch.no_grad()
-def restore(denoiser: nn.Module, path: Path, folder: Path) -> None:
+def restore(denoiser: nn.Module, family: Family, path: Path, folder: Path) -> None:
     """Puts back the weights, as they are in the safetensors files of `folder`, of the layers that `path` was merged into."""
-    tensors, _ = read_lora(path)
+    tensors, _ = read_lora(path, family)
     wanted = {f"{name[:-2]}.weight" for name in tensors if name.endswith(".B")}
     modules = _plain_layers(denoiser)
     for file in sorted(folder.glob("*.safetensors")):
@@ -175,13 +177,13 @@ def _plain_layers(denoiser: nn.Module) -> dict[str, nn.Module]:
     return {name: module.base_layer if isinstance(module, LoraLayer) else module for name, module in named.items()}
 
 
-def add_lora_file(denoiser: nn.Module, path: Path) -> None:
+def add_lora_file(denoiser: nn.Module, family: Family, path: Path) -> None:
     """Puts a LoRA file of any rank and layers on the denoiser.
 
     Raises:
         AdapterError: Damaged, or made for another model.
     """
-    tensors, alphas = read_lora(path)
+    tensors, alphas = read_lora(path, family)
     modules = dict(denoiser.named_modules())
     ranks = {name[:-2]: value.shape[0] for name, value in tensors.items() if name.endswith(".A")}
     for module, rank in ranks.items():

@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lorapod import recipe as recipes
-from lorapod.data import DataPlan, Geometry, MediaCache, TrainItem, plan_datasets
+from lorapod.data import DataPlan, Geometry, MediaCache, TrainItem, plan_datasets, shown
 from lorapod.engine.cache import Cache
-from lorapod.engine.families import Family, family_named
-from lorapod.errors import DatasetError
+from lorapod.engine.families import Expert, Family, TakesFirstFrame, family_of
+from lorapod.engine.first_frames import FirstFrame, first_frames
+from lorapod.errors import DatasetError, RequestError
 from lorapod.models import BaseModel, find_base_model, find_training_adapter
 from lorapod.recipe import Recipe
-from lorapod.recipe.schema import Precision
+from lorapod.recipe.schema import ExpertChoice, Precision
 from lorapod.workspace import Workspace
 
 
@@ -49,18 +50,46 @@ class Job:
 
     @cached_property
     def family(self) -> Family:
-        return family_named(self.base.family)
+        return family_of(self.base)
+
+    @cached_property
+    def experts(self) -> tuple[Expert, ...]:
+        """The denoisers that are trained, one after the other.
+
+        Raises:
+            RequestError: The recipe names an expert that the base model does not have.
+        """
+        chosen = self.recipe.base_model.expert
+        wanted = self.base.expert or (chosen.value if chosen is not ExpertChoice.BOTH else "")
+        found = tuple(each for each in self.family.experts if not wanted or each.suffix == f"-{wanted}")
+        if not found:
+            raise RequestError(
+                f"The base model {self.base.name} has no {wanted}-noise expert",
+                "It has one denoiser for all noise levels, or the other expert alone is on this machine.",
+                "Leave `base_model.expert` out.",
+            )
+        return found
 
     @cached_property
     def data(self) -> DataPlan:
         self._refuse_what_is_not_trained_with()
         family = self.family
         geometry = Geometry(divisor=family.pixel_divisor, frame_step=family.frame_step, fps=family.fps)
-        return plan_datasets(
+        plan = plan_datasets(
             self.recipe.datasets, geometry, self.recipe.training.seed, cache=MediaCache.of(self.workspace)
         )
+        if isinstance(family, TakesFirstFrame) and family.first_frame == "needed":
+            _refuse_single_frames([*plan.train, *plan.validation], family.frame_step)
+        return plan
 
     def _refuse_what_is_not_trained_with(self) -> None:
+        use = self.family.first_frame if isinstance(self.family, TakesFirstFrame) else "unknown"
+        if self.recipe.training.first_frame_share and use != "taken":
+            raise RequestError(
+                "This base model cannot be given first frames in a share of the steps",
+                "It is given one always." if use == "needed" else "It makes pictures or clips of text alone.",
+                "Leave `training.first_frame_share` out.",
+            )
         for section in self.recipe.datasets:
             for key in ("masks", "alpha_masks", "control"):
                 if getattr(section, key):
@@ -88,7 +117,10 @@ class Job:
 
     @cached_property
     def latents_cache(self) -> Cache:
-        return Cache(self.workspace.cache / "latents", f"{self.base.fingerprint('vae')} {self.dtype}")
+        made_by = f"{self.base.fingerprint('vae')} {self.dtype}"
+        if isinstance(self.family, TakesFirstFrame):
+            made_by = f"{made_by} {self.family.conditions_made_by(self.base)}".rstrip()
+        return Cache(self.workspace.cache / "latents", made_by)
 
     def text_key(self, caption: str) -> str:
         return self.text_cache.key(caption=caption)
@@ -100,6 +132,53 @@ class Job:
         if item.window:
             made_from["window"] = [item.window.start, item.window.frames, item.window.fps]
         return self.latents_cache.key(**made_from)
+
+    def first_frame_key(self, picture: FirstFrame) -> str:
+        """Depends on the picture and on the size of the previews that begin with it."""
+        place, clip = picture.placement, picture.clip
+        return self.latents_cache.key(
+            first_frame=picture.sha256,
+            resize=list(place.resize_to),
+            crop=list(place.crop),
+            frames=self.preview_size[2],
+            start=clip.window.start if clip and clip.window else None,
+        )
+
+    @cached_property
+    def first_frames(self) -> list[FirstFrame]:
+        """What previews begin with, for base models that make a clip out of a picture."""
+        width, height, _ = self.preview_size
+        return first_frames(self, width, height)
+
+    @cached_property
+    def preview_size(self) -> tuple[int, int, int]:
+        """Width and height of previews in pixels, as multiples of what the base model takes, and their frames.
+
+        Raises:
+            RequestError: The base model draws no clips, or none of that length.
+        """
+        settings, divisor, step = self.recipe.previews, self.family.pixel_divisor, self.family.frame_step
+        width, height = (max(divisor, side // divisor * divisor) for side in (settings.width, settings.height))
+        frames = settings.frames
+        if frames > 1 and self.family.fps is None:
+            raise RequestError(
+                f"This base model draws pictures, not clips of {frames} frames",
+                "`previews.frames` asks for clips.",
+                "Set `previews.frames = 1`.",
+            )
+        if over := (frames - 1) % step:
+            raise RequestError(
+                f"This base model draws no clips of {frames} frames",
+                f"It draws one frame and then {step} at a time.",
+                f"Set `previews.frames` to {frames - over} or {frames - over + step}.",
+            )
+        if frames == 1 and isinstance(self.family, TakesFirstFrame) and self.family.first_frame == "needed":
+            raise RequestError(
+                "This base model makes clips out of a first frame, so it has no single frames to draw",
+                "`previews.frames` is 1.",
+                f"Set `previews.frames` to {step + 1} or more, in steps of {step}.",
+            )
+        return width, height, frames
 
     def items(self) -> list[TrainItem]:
         """Items to train on and items held out."""
@@ -117,6 +196,21 @@ class Job:
             return self.recipe.previews.prompts
         first = (item.captions[0] for item in self.data.train if item.dataset == 0)
         return list(dict.fromkeys(first))[:2]
+
+
+def _refuse_single_frames(items: list[TrainItem], frame_step: int) -> None:
+    """Raises DatasetError where items have one frame only, since that one would be given, and nothing left to learn."""
+    single = list(dict.fromkeys(item.item.path for item in items if item.placement.bucket.frames == 1))
+    if not single:
+        return
+    named = "\n".join(shown(path) for path in single[:20])
+    more = f"\nand {len(single) - 20} more" if len(single) > 20 else ""
+    pictures = "picture" if len(single) == 1 else "pictures"
+    raise DatasetError(
+        f"This base model trains on clips only, and the datasets hold {len(single)} {pictures} or clips cut to one frame",
+        "It makes a clip out of its first frame, so of a single frame nothing is left to learn:\n" + named + more,
+        f"Take the pictures out, write {frame_step + 1} or more into `frames`, or train a text-to-clip base model on them.",
+    )
 
 
 def as_pixels(frames: NDArray[np.uint8]) -> Tensor:

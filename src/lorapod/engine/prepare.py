@@ -6,15 +6,18 @@ half-way and finished later holds the same bytes as one that was made in one go.
 
 from __future__ import annotations
 
-import gc
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from lorapod.data import DataPlan, Severity, load_items, shown, summary
+from lorapod.engine.experts import file_for, free_memory
+from lorapod.engine.families import Conditions
+from lorapod.engine.first_frames import FirstFrame
 from lorapod.engine.job import Job, as_pixels
 from lorapod.engine.output import emit
 from lorapod.errors import TrainingError
@@ -31,6 +34,7 @@ def prepare(job: Job, stopped: Callable[[], bool]) -> None:
         DatasetError: Items that cannot be used, all named.
         DiskError: No space; what is cached already is kept.
     """
+    _refuse_what_cannot_be(job)
     for problem in job.data.problems:
         kind: EventType = "info" if problem.severity is Severity.INFO else "warning"
         emit(kind, message=f"{shown(problem.path)}: {problem.what}", hint=problem.remedy)
@@ -40,17 +44,18 @@ def prepare(job: Job, stopped: Callable[[], bool]) -> None:
         emit("warning", message=message, hint="Choose another trainer if they matter.")
     write_text_whole(job.folder / "data.json", json.dumps(data_sheet(job), indent=2))
     _prepare_text(job, stopped)
-    _free_memory()
+    free_memory()
     if not stopped():
         _prepare_latents(job, stopped)
-        _free_memory()
+        free_memory()
 
 
-def _free_memory() -> None:
-    """Gives back what a model held that is no longer referred to, for the next phase."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+def _refuse_what_cannot_be(job: Job) -> None:
+    """Raises now what would come up only after hours of caching, or of training the first of two experts."""
+    _ = job.first_frames
+    for expert in job.experts:
+        if job.recipe.adapter.continue_from:
+            file_for(expert, job.experts, job.recipe.adapter.continue_from)
 
 
 def data_sheet(job: Job) -> dict[str, Any]:
@@ -93,25 +98,59 @@ def _prepare_text(job: Job, stopped: Callable[[], bool]) -> None:
 
 def _prepare_latents(job: Job, stopped: Callable[[], bool]) -> None:
     items = {job.latents_key(item): item for item in job.items()}
+    beginnings = {job.first_frame_key(picture): picture for picture in job.first_frames}
+    total = len(items) + len(beginnings)
     missing = [key for key in items if not job.latents_cache.has(key)]
-    emit("stage", name="cache latents", index=2, count=3, total=len(items))
-    if not missing:
+    missing_beginnings = [key for key in beginnings if not job.latents_cache.has(key)]
+    emit("stage", name="cache latents", index=2, count=3, total=total)
+    if not missing and not missing_beginnings:
         return
     vae = job.family.load_vae(job.base, job.device, job.dtype)
-    progress = _Progress("cache latents", len(items), len(items) - len(missing), "items")
+    progress = _Progress("cache latents", total, total - len(missing) - len(missing_beginnings), "items")
     pixels = load_items([items[key] for key in missing])
     for key, frames in zip(missing, pixels, strict=True):
         if stopped():
             return
-        entry = job.family.encode_pixels(vae, as_pixels(frames))[0]
-        if not all(value.isfinite().all() for value in entry.values()):
-            raise TrainingError(
-                f"The VAE gave no usable latents for {items[key].item.path}",
-                "They hold infinite or undefined numbers, which happens with some VAEs in bf16.",
-                'Set `training.precision = "fp32"`.',
-            )
-        job.latents_cache.put(key, entry)
+        _keep(job, key, job.family.encode_pixels(vae, as_pixels(frames))[0], items[key].item.path)
         progress.one_more()
+    for key in missing_beginnings:
+        if stopped():
+            return
+        _prepare_first_frame(job, vae, key, beginnings[key])
+        progress.one_more()
+
+
+def prepare_first_frames(job: Job) -> None:
+    """Caches what previews begin with, where it is not yet."""
+    beginnings = {job.first_frame_key(picture): picture for picture in job.first_frames}
+    missing = [key for key in beginnings if not job.latents_cache.has(key)]
+    if missing:
+        vae = job.family.load_vae(job.base, job.device, job.dtype)
+        for key in missing:
+            _prepare_first_frame(job, vae, key, beginnings[key])
+
+
+def _prepare_first_frame(job: Job, vae: Any, key: str, picture: FirstFrame) -> None:
+    _keep(job, key, job.family.encode_pixels(vae, _beginning(job, picture))[0], picture.path)
+
+
+def _beginning(job: Job, picture: FirstFrame) -> torch.Tensor:
+    """Pixels (1, 3, f, h, w) of a clip that is the picture and then grey."""
+    width, height, frames = job.preview_size
+    clip = torch.zeros(1, 3, frames, height, width)
+    clip[:, :, :1] = as_pixels(picture.load()[None])
+    return clip
+
+
+def _keep(job: Job, key: str, entry: Conditions, source: Path) -> None:
+    """Puts an entry into the cache of latents. Raises TrainingError where it holds what is no number."""
+    if not all(value.isfinite().all() for value in entry.values()):
+        raise TrainingError(
+            f"The VAE gave no usable latents for {source}",
+            "They hold infinite or undefined numbers, which happens with some VAEs in bf16.",
+            'Set `training.precision = "fp32"`.',
+        )
+    job.latents_cache.put(key, entry)
 
 
 class _Progress:

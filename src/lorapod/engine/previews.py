@@ -1,15 +1,20 @@
-"""Previews: pictures sampled from the recipe's prompts and seeds, always with the same noise."""
+"""Previews: pictures or clips sampled from the recipe's prompts and seeds, always with the same noise."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, nn
 
-from lorapod.engine.families import Family, PreviewRequest
+from lorapod.engine.clips import frames_of, strip_of, write_clip
+from lorapod.engine.families import Conditions, Family, PreviewRequest
 from lorapod.engine.job import Job
 from lorapod.engine.likeness import likeness
 from lorapod.engine.output import emit
@@ -20,15 +25,9 @@ LIKENESS_ITEMS = 64
 """A preview is compared with at most so many training pictures."""
 
 
-def picture_of(pixels: Tensor) -> Image.Image:
-    """The first frame of pixels (3, f, h, w) in -1..1 as a picture."""
-    values = ((pixels[:, 0].clamp(-1, 1) + 1) * 127.5).round().byte()
-    return Image.fromarray(values.permute(1, 2, 0).cpu().numpy())
-
-
-def decode_all(family: Family, vae: nn.Module, latents: list[Tensor]) -> list[Image.Image]:
-    """Latents (c, f, h, w) each, decoded one by one."""
-    return [picture_of(family.decode_latents(vae, item[None])[0]) for item in latents]
+def decode_all(family: Family, vae: nn.Module, latents: list[Tensor]) -> list[NDArray[np.uint8]]:
+    """Frames (f, h, w, 3) of latents (c, f, h, w) each, decoded one by one."""
+    return [frames_of(family.decode_latents(vae, item[None])[0]) for item in latents]
 
 
 class Previews:
@@ -36,55 +35,74 @@ class Previews:
 
     def __init__(self, job: Job, pairs: list[tuple[str, int]] | None = None) -> None:
         self.job = job
-        settings, divisor = job.recipe.previews, job.family.pixel_divisor
-        self.width = max(divisor, settings.width // divisor * divisor)
-        self.height = max(divisor, settings.height // divisor * divisor)
-        self.pairs = pairs or [(prompt, seed) for prompt in job.preview_prompts() for seed in settings.seeds]
+        self.width, self.height, self.frames = job.preview_size
+        self.pairs = pairs or [(prompt, seed) for prompt in job.preview_prompts() for seed in job.recipe.previews.seeds]
 
     def latents(self, denoiser: nn.Module, prompts: list[tuple[str, int]]) -> list[Tensor]:
         """Latents (c, f, h, w) of each prompt and seed."""
-        job, settings = self.job, self.job.recipe.previews
-        was_training = denoiser.training
-        denoiser.eval()
-        sampled = []
-        with torch.autocast(job.device.type, job.dtype, enabled=job.dtype is not torch.float32):
-            for prompt, seed in prompts:
-                request = PreviewRequest(
-                    text=self._text(prompt),
-                    negative=self._text(settings.negative_prompt),
-                    width=self.width,
-                    height=self.height,
-                    frames=1,
-                    steps=settings.steps,
-                    guidance=settings.guidance,
-                    seed=seed,
-                )
-                sampled.append(job.family.sample(denoiser, job.base, request))
-        denoiser.train(was_training)
-        return sampled
+        job = self.job
+        with self.drawing(denoiser):
+            return [job.family.sample(denoiser, job.base, self.request(*pair)) for pair in prompts]
 
-    def _text(self, prompt: str) -> dict[str, Tensor]:
-        entry = self.job.text_cache.get(self.job.text_key(prompt))
+    @contextmanager
+    def drawing(self, denoiser: nn.Module) -> Iterator[None]:
+        """Inside the block the denoiser draws: without dropout, in the job's precision."""
+        job, was_training = self.job, denoiser.training
+        denoiser.eval()
+        with torch.autocast(job.device.type, job.dtype, enabled=job.dtype is not torch.float32):
+            yield
+        denoiser.train(was_training)
+
+    def request(self, prompt: str, seed: int) -> PreviewRequest:
+        settings = self.job.recipe.previews
+        return PreviewRequest(
+            text=self._text(prompt),
+            negative=self._text(settings.negative_prompt),
+            width=self.width,
+            height=self.height,
+            frames=self.frames,
+            steps=settings.steps,
+            guidance=settings.guidance,
+            seed=seed,
+            item=self._item(prompt),
+        )
+
+    def _text(self, prompt: str) -> Conditions:
+        return self._on_device(self.job.text_cache.get(self.job.text_key(prompt)), f"the prompt {prompt!r}")
+
+    def _item(self, prompt: str) -> Conditions:
+        """What is cached of the first frame that the prompt's clips begin with; empty where they begin with none."""
+        pictures = self.job.first_frames
+        if not pictures:
+            return {}
+        prompts = list(dict.fromkeys(each for each, _ in self.pairs))
+        picture = pictures[prompts.index(prompt) % len(pictures)]
+        key = self.job.first_frame_key(picture)
+        return self._on_device(self.job.latents_cache.get(key), f"the first frame {picture.path}")
+
+    def _on_device(self, entry: Conditions | None, what: str) -> Conditions:
         if entry is None:
-            raise TrainingError(
-                f"The cache entry of the prompt {prompt!r} is gone", "", "Run the same command with --resume."
-            )
+            raise TrainingError(f"The cache entry of {what} is gone", "", "Run the same command with --resume.")
         return {name: value.to(self.job.device) for name, value in entry.items()}
 
     def write(self, denoiser: nn.Module, step: int) -> None:
-        """Samples every preview and writes it into the run folder, with the prompt in the PNG."""
-        if not self.pairs:
-            return
-        latents = self.latents(denoiser, self.pairs)
+        """Samples every preview and writes it into the run folder, with the prompt in it."""
+        if self.pairs:
+            self.write_latents(self.latents(denoiser, self.pairs), step)
+
+    def write_latents(self, latents: list[Tensor], step: int) -> None:
+        """Decodes and writes previews that are sampled already, one for each of `pairs`."""
         vae = self.job.family.load_vae(self.job.base, self.job.device, self.job.dtype)
-        pictures = decode_all(self.job.family, vae, latents)
-        for number, ((prompt, seed), picture) in enumerate(zip(self.pairs, pictures, strict=True)):
+        for number, (prompt, seed) in enumerate(self.pairs):
+            (frames,) = decode_all(self.job.family, vae, [latents[number]])
             path = self.job.folder / "previews" / f"step-{step:06d}-{number:02d}.png"
-            save_png(picture, path, {"prompt": prompt, "seed": str(seed), "step": str(step)})
+            files = write_preview(
+                path, frames, self.job.family.fps, {"prompt": prompt, "seed": str(seed), "step": str(step)}
+            )
             emit(
                 "preview",
                 step=step,
-                path=str(path.relative_to(self.job.folder)),
+                **{name: str(file.relative_to(self.job.folder)) for name, file in files.items()},
                 prompt=prompt,
                 seed=seed,
                 likeness=self._likeness(prompt, latents[number]),
@@ -98,6 +116,20 @@ class Previews:
         entries = [self.job.latents_cache.get(self.job.latents_key(item)) for item in items]
         pictures = [entry["mean"] for entry in entries if entry is not None]
         return round(likeness(preview, pictures), 4) if pictures else None
+
+
+def write_preview(path: Path, frames: NDArray[np.uint8], fps: float | None, texts: dict[str, str]) -> dict[str, Path]:
+    """Writes a preview: a picture as PNG; a clip as MP4 beside a PNG that is a strip of its frames.
+
+    Returns:
+        `path` of the PNG, and `clip` of the MP4 where there is one: fields of a `preview` event.
+    """
+    files = {"path": path}
+    if len(frames) > 1 and fps:
+        files["clip"] = path.with_suffix(".mp4")
+        write_clip(files["clip"], frames, fps, texts)
+    save_png(strip_of(frames), path, texts)
+    return files
 
 
 def save_png(picture: Image.Image, path: Path, texts: dict[str, str]) -> None:

@@ -161,7 +161,7 @@ def _make_paths_absolute(raw: dict[str, Any], folder: Path, check: bool) -> list
     """Makes the relative paths in `raw` absolute, from `folder`, and says which of them do not exist."""
     found: list[Problem] = []
 
-    def resolve(table: Any, key: str, path: KeyPath, *, wants_folder: bool) -> None:
+    def resolve(table: Any, key: str | int, path: KeyPath, *, wants_folder: bool) -> None:
         value = table.get(key) if isinstance(table, dict) else None
         if not isinstance(value, str):
             return
@@ -179,6 +179,13 @@ def _make_paths_absolute(raw: dict[str, Any], folder: Path, check: bool) -> list
     if not isinstance(model, dict) or model.get("training_adapter") not in ("none", "catalogue"):
         resolve(model, "training_adapter", ("base_model", "training_adapter"), wants_folder=False)
     resolve(raw.get("adapter"), "continue_from", ("adapter", "continue_from"), wants_folder=False)
+    previews = raw.get("previews")
+    pictures = previews.get("first_frames") if isinstance(previews, dict) else None
+    if isinstance(pictures, list):
+        listed = dict(enumerate(pictures))
+        for index in range(len(pictures)):
+            resolve(listed, index, ("previews", "first_frames", index), wants_folder=False)
+            pictures[index] = listed[index]
     datasets = raw.get("datasets")
     for index, dataset in enumerate(datasets if isinstance(datasets, list) else []):
         resolve(dataset, "path", ("datasets", index, "path"), wants_folder=True)

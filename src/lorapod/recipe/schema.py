@@ -72,6 +72,14 @@ class ClipWindows(StrEnum):
     EVERY = "every"
 
 
+class ExpertChoice(StrEnum):
+    """Which denoiser of a base model that has two."""
+
+    BOTH = "both"
+    HIGH = "high"
+    LOW = "low"
+
+
 class LoraFormat(StrEnum):
     COMFYUI = "comfyui"
     DIFFUSERS = "diffusers"
@@ -85,8 +93,13 @@ class BaseModelSection(Section):
     """What the LoRA is trained on."""
 
     name: str = Field(
-        description="Name of a base model of the catalogue (`demo`, `z-image`, `z-image-turbo`), or the path of a folder in "
+        description="Name of a base model of the catalogue (`lorapod models` lists them), or the path of a folder in "
         "diffusers layout."
+    )
+    expert: ExpertChoice = Field(
+        ExpertChoice.BOTH,
+        description="Of a base model with two experts (Wan 2.2 A14B): which is trained. `both` trains one after the other, "
+        "each for the whole number of steps, into two LoRA files whose names end in -high and -low.",
     )
     training_adapter: Literal["none", "catalogue"] | Path = Field(
         "none",
@@ -189,7 +202,9 @@ class OptimizerSection(Section):
 class TrainingSection(Section):
     """How long and in what portions."""
 
-    steps: int | None = Field(None, ge=1, description="Optimizer steps. Give this or `epochs`.")
+    steps: int | None = Field(
+        None, ge=1, description="Optimizer steps, of each expert where a base model has two. Give this or `epochs`."
+    )
     epochs: int | None = Field(None, ge=1, description="Passes over the datasets. Give this or `steps`.")
     batch_size: int = Field(1, ge=1, le=1024, description="Items a forward pass.")
     accumulation: int = Field(1, ge=1, description="Forward passes an optimizer step.")
@@ -199,6 +214,11 @@ class TrainingSection(Section):
         TimestepSampling.LOGIT_NORMAL, description="Distribution from which the noise level is drawn before the shift."
     )
     timestep_shift: float = Field(1.0, gt=0, le=100, description="s' = k s / (1 + (k - 1) s); above 1 favours noise.")
+    first_frame_share: Share = Field(
+        0.0,
+        description="For base models that may be given the first frame (Wan 2.2 TI2V 5B): the share of steps at which a "
+        "clip's is given, and only the rest learnt. 0 trains text to clip alone.",
+    )
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass to save memory."
     )
@@ -219,7 +239,7 @@ class EvaluationSection(Section):
 
 
 class PreviewSection(Section):
-    """Pictures sampled while training."""
+    """Pictures or clips sampled while training."""
 
     prompts: list[str] = Field([], description="What to draw. Empty: the first captions of the first dataset.")
     negative_prompt: str = Field("", description="What guidance leads away from.")
@@ -229,6 +249,18 @@ class PreviewSection(Section):
     )
     width: int = Field(1024, ge=64, le=4096, description="Pixels.")
     height: int = Field(1024, ge=64, le=4096, description="Pixels.")
+    frames: int = Field(
+        1,
+        ge=1,
+        le=1024,
+        description="Frames of a preview, at the base model's own frame rate; 1 draws pictures. Clips are written as MP4, "
+        "with a strip of their frames as PNG beside it.",
+    )
+    first_frames: list[Path] = Field(
+        [],
+        description="Pictures that previews begin with, taken in turn by the prompts, for base models that make a clip out "
+        "of a picture. Empty: the first frames of clips that are trained on. A relative path starts at the recipe's folder.",
+    )
     steps: int = Field(20, ge=1, le=200, description="Sampling steps.")
     guidance: float = Field(4.0, ge=0, le=50, description="Classifier-free guidance; 0 is off.")
     at_start: bool = Field(True, description="Sample the base model before the first step, for comparison.")

@@ -1,7 +1,8 @@
 """A run as one page that can be sent to somebody: `report.html`, which asks nothing of a network or another file.
 
 Everything is taken from the run folder: `events.jsonl`, `recipe.toml`, the previews, and `data.json` where there is
-one. A run that was stopped, failed or still goes on has a report too. Not covered: clips (named, not shown).
+one. A run that was stopped, failed or still goes on has a report too. Clips are shown as strips of their frames, and
+embedded as far as a budget goes.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ from lorapod.files import write_text_whole
 
 _LARGEST_SIDE = 512  # pixels of an embedded preview
 _MOST_STEPS = 16  # steps whose previews are embedded, first and last among them
+_MOST_CLIP_BYTES = 24 << 20  # of all embedded clips together
+_STRIP_RATIO = 2.5  # from which ratio of its sides on a picture is a strip of frames
+_LARGEST_STRIP = 1280  # pixels
 _MOST_POINTS = 600  # points of a drawn curve
 _PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors")
 
@@ -72,6 +76,7 @@ class _Picture:
     step: int
     source: str
     likeness: float | None
+    clip: str | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,7 @@ class _Series:
     prompt: str
     seed: int
     pictures: list[_Picture]
+    clips: bool = False
 
 
 def write_report(run_dir: Path) -> Path:
@@ -326,6 +332,10 @@ def _previews(run_dir: Path, events: Iterable[Event]) -> tuple[list[_Series], in
     shown = set(steps)
     if len(steps) > _MOST_STEPS:
         shown = {steps[round(i * (len(steps) - 1) / (_MOST_STEPS - 1))] for i in range(_MOST_STEPS)}
+    ends = sorted(shown, key=lambda step: (step not in (steps[0], steps[-1]), step))  # these are compared first
+    clips = _embedded_clips(
+        run_dir, [by_step[step] for step in ends for by_step in by_pair.values() if step in by_step]
+    )
     series, missing = [], 0
     for (prompt, seed), by_step in by_pair.items():
         pictures = []
@@ -333,21 +343,37 @@ def _previews(run_dir: Path, events: Iterable[Event]) -> tuple[list[_Series], in
             source = _embedded(run_dir / by_step[step]["path"])
             missing += source is None
             if source:
-                pictures.append(_Picture(step, source, _number(by_step[step], "likeness")))
+                clip = clips.get(str(by_step[step].get("clip")))
+                pictures.append(_Picture(step, source, _number(by_step[step], "likeness"), clip))
         if pictures:
-            series.append(_Series(prompt, seed, pictures))
+            series.append(_Series(prompt, seed, pictures, any("clip" in event for event in by_step.values())))
     return series, missing, len(steps) - len(shown)
+
+
+def _embedded_clips(run_dir: Path, events: Iterable[Event]) -> dict[str, str]:
+    """Clips as data URIs by their path in the run folder, in that order while the budget lasts."""
+    found: dict[str, str] = {}
+    room = _MOST_CLIP_BYTES
+    for path in (event.get("clip") for event in events):
+        file = run_dir / path if isinstance(path, str) else None
+        if file is None or not file.is_file() or file.stat().st_size > room:
+            continue
+        data = file.read_bytes()
+        room -= len(data)
+        found[str(path)] = f"data:video/mp4;base64,{base64.b64encode(data).decode('ascii')}"
+    return found
 
 
 def _embedded(path: Path) -> str | None:
     """The picture as a data URI; None where it cannot be read."""
     try:
         with Image.open(path) as picture:
-            if max(picture.size) <= _LARGEST_SIDE and picture.format == "PNG":
+            largest = _LARGEST_STRIP if picture.width > _STRIP_RATIO * picture.height else _LARGEST_SIDE
+            if max(picture.size) <= largest and picture.format == "PNG":
                 kind, data = "png", path.read_bytes()
             else:
                 small = picture.convert("RGB")
-                small.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE), Image.Resampling.LANCZOS)
+                small.thumbnail((largest, largest), Image.Resampling.LANCZOS)
                 buffer = io.BytesIO()
                 small.save(buffer, "JPEG", quality=90)
                 kind, data = "jpeg", buffer.getvalue()

@@ -5,9 +5,22 @@ from __future__ import annotations
 from importlib import import_module
 from typing import cast
 
-from lorapod.engine.families.base import Conditions, Expert, Family, PreviewRequest
+from lorapod.engine.families.base import (
+    ByBaseModel,
+    Conditions,
+    Expert,
+    Family,
+    NamesLayers,
+    PreviewRequest,
+    SamplesByExperts,
+    TakesFirstFrame,
+)
+from lorapod.models import BaseModel
 
-_FAMILIES = {"z_image": ("lorapod.engine.families.z_image", "ZImage")}
+_FAMILIES = {
+    "wan": ("lorapod.engine.families.wan", "Wan"),
+    "z_image": ("lorapod.engine.families.z_image", "ZImage"),
+}
 
 
 def family_named(name: str) -> Family:
@@ -16,4 +29,21 @@ def family_named(name: str) -> Family:
     return cast(Family, getattr(import_module(module), class_name)())
 
 
-__all__ = ["Conditions", "Expert", "Family", "PreviewRequest", "family_named"]
+def family_of(base: BaseModel) -> Family:
+    """The family of a base model, as that base model has it."""
+    family = family_named(base.family)
+    return family.of(base) if isinstance(family, ByBaseModel) else family
+
+
+__all__ = [
+    "ByBaseModel",
+    "Conditions",
+    "Expert",
+    "Family",
+    "NamesLayers",
+    "PreviewRequest",
+    "SamplesByExperts",
+    "TakesFirstFrame",
+    "family_named",
+    "family_of",
+]

@@ -6,17 +6,19 @@ travel as a dictionary by name, so that a family can add its own without the eng
     text     what the denoiser is told: {"tokens": (l, d)} for Z-Image; FLUX adds "pooled" (d,), SDXL too, Qwen-Image has
              one encoder's tokens. Unpadded and one item each, so that a cached entry does not depend on its batch.
     latents  what the VAE says of an item: {"mean": (c, f, h, w), "deviation": likewise}, normalised as the denoiser
-             expects them. Wan I2V adds "first_frame" (c + 4, f, h, w) and "image" (257, d): conditioning that is made
-             from pixels is cached with them and comes back in `loss`.
+             expects them; without "deviation" the mean alone is trained on. Wan I2V adds "first_frame" (c + 4, f, h, w)
+             and "image" (257, d): conditioning that is made from pixels is cached with them and comes back in `loss`.
 
 A noise level is s in 0..1, 1 being pure noise. Flow families interpolate with it; SDXL maps it to its integer timestep.
 A base model of two experts (Wan 2.2) names them in `experts` with the range of s that each is trained on.
+
+What only some families have stands in protocols of its own below `Family`; the engine asks for them with `isinstance`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +41,11 @@ class Expert:
 
 @dataclass(frozen=True)
 class PreviewRequest:
-    """One preview to sample."""
+    """One preview to sample.
+
+    Attributes:
+        item: What `encode_pixels` says of the clip whose first frame is given; empty where none is.
+    """
 
     text: Conditions
     negative: Conditions | None
@@ -49,6 +55,7 @@ class PreviewRequest:
     steps: int
     guidance: float
     seed: int
+    item: Conditions = field(default_factory=dict)
 
 
 class Family(Protocol):
@@ -106,3 +113,45 @@ class Family(Protocol):
 
     def sample(self, denoiser: nn.Module, base: BaseModel, request: PreviewRequest) -> Tensor:
         """Normalised latents (c, f, h, w) of one preview."""
+
+
+@runtime_checkable
+class ByBaseModel(Protocol):
+    """A family whose base models differ in what `Family` says of them: experts, divisor, frame rate."""
+
+    def of(self, base: BaseModel) -> Family:
+        """The family as this base model has it, from its configuration files."""
+
+
+@runtime_checkable
+class TakesFirstFrame(Protocol):
+    """A family with base models that make a clip out of a picture."""
+
+    first_frame: Literal["needed", "taken", "unknown"]
+    """Whether the denoiser must be given the first frame (so that pictures alone cannot be trained on), may be (an item
+    then has "given_frames", the count of its latent frames that are given clean), or never is."""
+
+    def conditions_made_by(self, base: BaseModel) -> str:
+        """What cached latents depend on beside the VAE; empty where that is all."""
+
+
+@runtime_checkable
+class NamesLayers(Protocol):
+    """A family whose LoRA files do not name layers as diffusers does."""
+
+    def module_of(self, name: str) -> str:
+        """The module that a LoRA file of any layout calls `name` (prefix and suffix taken off)."""
+
+
+@runtime_checkable
+class SamplesByExperts(Protocol):
+    """A family whose base models may have several denoisers, which draw a preview one after the other."""
+
+    def begin(self, base: BaseModel, request: PreviewRequest, device: torch.device) -> Any:
+        """A preview before its first step."""
+
+    def advance(self, denoiser: nn.Module, sampling: Any, expert: Expert | None) -> None:
+        """Takes the steps that fall to `expert`."""
+
+    def finish(self, sampling: Any) -> Tensor:
+        """Normalised latents (c, f, h, w) of a preview that every expert has advanced."""
