@@ -41,7 +41,7 @@ def reference_markdown() -> str:
                 _section_text(section, is_list=header.startswith("[[")),
                 _key_table(section.model_fields),
             ]
-    parts += ["## Presets", "What a base model's preset sets; the other keys keep their defaults.", _preset_table()]
+    parts += ["## Presets", "What a base model's preset sets; the other keys keep their defaults.", *_preset_tables()]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
@@ -72,16 +72,22 @@ def _toml(value: Any) -> str:
     return shown(value.value if isinstance(value, Enum) else str(value) if isinstance(value, Path) else value)
 
 
-def _preset_table() -> str:
-    columns = {name: presets.values(name) for name in presets.names()}
-    rows = []
-    for path, _ in walk_fields():
-        # A preset speaks of every dataset at once.
-        place = ("dataset", *path[1:]) if path[0] == "datasets" else path
-        cells = [_cell(preset, place) for preset in columns.values()]
-        if any(cells):
-            rows.append((f"`{dotted(path)}`", *cells))
-    return _table(("Key", *(f"`{name}`" for name in columns)), rows)
+def _preset_tables() -> list[str]:
+    """Heading and table of each preset; base models with the same values share one."""
+    alike: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for name in presets.names():
+        preset = presets.values(name)
+        rows = []
+        for path, _ in walk_fields():
+            # A preset speaks of every dataset at once.
+            place = ("dataset", *path[1:]) if path[0] == "datasets" else path
+            if cell := _cell(preset, place):
+                rows.append((f"`{dotted(path)}`", cell))
+        alike.setdefault(tuple(rows), []).append(name)
+    parts = []
+    for rows_of_all, names in alike.items():
+        parts += ["### " + ", ".join(f"`{name}`" for name in names), _table(("Key", "Value"), rows_of_all)]
+    return parts
 
 
 def _cell(preset: dict[str, Any], path: Sequence[str]) -> str:
