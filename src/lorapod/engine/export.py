@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lorapod import recipe as recipes
 from lorapod.engine.adapters import adapter_tensors
-from lorapod.engine.families import Family
+from lorapod.engine.families import Family, kohya
 from lorapod.engine.storage import save_tensors
 from lorapod.files import written_whole
 from lorapod.lora_file import make_reproducible, metadata_for
@@ -26,15 +26,18 @@ DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP32: torch.float32}
 def lora_tensors(denoiser: nn.Module, family: Family, recipe: Recipe, format: LoraFormat) -> dict[str, Tensor]:
     """`<key>.lora_A.weight` (r, in), `<key>.lora_B.weight` (out, r), and `<key>.alpha` where alpha is not the rank.
 
-    Readers scale by alpha / rank and take 1 where no alpha is stored (facts of ComfyUI's weight adapter).
+    Readers scale by alpha / rank and take 1 where no alpha is stored (facts of ComfyUI's weight adapter). Under kohya's
+    names the halves are `lora_down` and `lora_up` and alpha is always there, as sd-scripts reads them.
     """
     dtype = DTYPES[recipe.saving.precision]
     out: dict[str, Tensor] = {}
     for name, value in adapter_tensors(denoiser).items():
         module, half = name.rsplit(".", 1)
         key = family.export_key(module, format)
-        out[f"{key}.lora_{half}.weight"] = value.detach().to("cpu", dtype).contiguous()
-        if recipe.alpha != recipe.adapter.rank:
+        is_kohya = key.startswith(kohya.PREFIX)
+        suffix = {"A": "down", "B": "up"}[half] if is_kohya else half
+        out[f"{key}.lora_{suffix}.weight"] = value.detach().to("cpu", dtype).contiguous()
+        if is_kohya or recipe.alpha != recipe.adapter.rank:
             out[f"{key}.alpha"] = torch.tensor(recipe.alpha)
     return out
 

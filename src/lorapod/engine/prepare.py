@@ -85,7 +85,7 @@ def _prepare_text(job: Job, stopped: Callable[[], bool]) -> None:
         if stopped():
             return
         entry = job.family.encode_text(encoder, [captions[key]])[0]
-        if len(entry["tokens"]) >= job.family.token_limit():
+        if _is_cut(entry, job.family.token_limit()):
             emit(
                 "warning",
                 message=f"A caption is longer than {job.family.token_limit()} tokens: {captions[key][:60]}…",
@@ -93,6 +93,11 @@ def _prepare_text(job: Job, stopped: Callable[[], bool]) -> None:
             )
         job.text_cache.put(key, entry)
         progress.one_more()
+
+
+def _is_cut(entry: Conditions, limit: int) -> bool:
+    """Whether a caption was longer than what the encoder reads."""
+    return int(entry["length"]) > limit if "length" in entry else len(entry["tokens"]) >= limit
 
 
 def _prepare_latents(job: Job, stopped: Callable[[], bool]) -> None:
