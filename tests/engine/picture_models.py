@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+torch.set_num_threads(1)  # models this small are slower on several threads, the more so where tests run side by side
+
 VAE: dict[str, Any] = {
     "in_channels": 3, "out_channels": 3, "down_block_types": ["DownEncoderBlock2D"] * 4,
     "up_block_types": ["UpDecoderBlock2D"] * 4, "block_out_channels": [8, 8, 8, 8], "layers_per_block": 1,

@@ -1,4 +1,5 @@
-"""Names of layers as sd-scripts and musubi-tuner write them: `lora_unet_` and the module's name with underscores for dots."""
+"""Names of layers as sd-scripts and musubi-tuner write them: `lora_unet_`, then the module's name with underscores for
+dots."""
 
 from __future__ import annotations
 
@@ -24,4 +25,3 @@ def module_of(name: str) -> str:
     if not name.startswith(PREFIX):
         return name
     return ".".join(_WORDS.findall(name.removeprefix(PREFIX)))
-

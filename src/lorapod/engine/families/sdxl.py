@@ -157,7 +157,8 @@ class SDXL:
         return autoencoder.load(base, device, torch.float32)
 
     def encode_pixels(self, vae: nn.Module, pixels: Tensor) -> list[Conditions]:
-        return autoencoder.encode(vae, pixels)
+        entries: list[Conditions] = autoencoder.encode(vae, pixels)
+        return entries
 
     def decode_latents(self, vae: nn.Module, latents: Tensor) -> Tensor:
         return autoencoder.decode(vae, latents)

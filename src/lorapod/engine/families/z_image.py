@@ -80,7 +80,8 @@ class ZImage:
         return autoencoder.load(base, device, dtype)
 
     def encode_pixels(self, vae: nn.Module, pixels: Tensor) -> list[Conditions]:
-        return autoencoder.encode(vae, pixels)
+        entries: list[Conditions] = autoencoder.encode(vae, pixels)
+        return entries
 
     def decode_latents(self, vae: nn.Module, latents: Tensor) -> Tensor:
         return autoencoder.decode(vae, latents)

@@ -1,0 +1,214 @@
+"""The picture families through the engine's process: train, resume, write every key layout, load it in diffusers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import picture_models
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from lorapod import lora_file
+from lorapod import recipe as recipes
+from lorapod.events import PREFIX, from_line
+
+BUILD: dict[str, Callable[..., Path]] = {
+    "sdxl": picture_models.build_sdxl,
+    "flux": picture_models.build_flux,
+    "qwen_image": picture_models.build_qwen_image,
+}
+LAYOUTS = {
+    "sdxl": ["comfyui", "diffusers", "kohya"],
+    "flux": ["comfyui", "diffusers"],
+    "qwen_image": ["comfyui", "diffusers", "kohya"],
+}
+FIRST_KEY = {
+    ("sdxl", "comfyui"): "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight",
+    ("sdxl", "diffusers"): "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight",
+    ("sdxl", "kohya"): "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight",
+    ("flux", "comfyui"): "transformer.transformer_blocks.0.attn.to_q.lora_A.weight",
+    ("flux", "diffusers"): "transformer.transformer_blocks.0.attn.to_q.lora_A.weight",
+    ("qwen_image", "comfyui"): "diffusion_model.transformer_blocks.0.attn.to_q.lora_A.weight",
+    ("qwen_image", "diffusers"): "transformer.transformer_blocks.0.attn.to_q.lora_A.weight",
+    ("qwen_image", "kohya"): "lora_unet_transformer_blocks_0_attn_to_q.lora_down.weight",
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    folder = tmp_path_factory.mktemp("models")
+    return lambda family: folder / family if (folder / family).exists() else BUILD[family](folder / family)
+
+
+def run_folder(recipe_file: Callable[..., Path], model: Path, at: Path, overrides: list[str]) -> Path:
+    recipe = recipe_file("[saving]\nprecision = 'fp32'\ncheckpoint_every = 2", "[optimizer]\nlearning_rate = 0.05")
+    at.mkdir(parents=True)
+    changes = [f"base_model.name='{model}'", "training.steps=3", "previews.guidance=3.0", *overrides]
+    (at / "recipe.toml").write_text(recipes.dumps(recipes.load(recipe, changes)), encoding="utf-8")
+    return at
+
+
+def train(run: Path, workspace: Path, *more: str) -> list[dict[str, Any]]:
+    """Events of a training that goes through to its end."""
+    argv = [sys.executable, "-m", "lorapod.engine", "train", str(run), "--workspace", str(workspace), *more]
+    ended = subprocess.run(argv, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
+    lines = [line.removeprefix(PREFIX) for line in ended.stdout.split("\n") if line.startswith(PREFIX)]
+    found = [event for event in map(from_line, lines) if event]
+    errors = [event for event in found if event["type"] == "error"]
+    assert ended.returncode == 0 or errors, ended.stderr
+    return found
+
+
+def draw(pipe: Any, family: str) -> np.ndarray[Any, Any]:
+    guidance = {"true_cfg_scale": 3.0} if family == "qwen_image" else {"guidance_scale": 3.0}
+    away = {} if family == "flux" else {"negative_prompt": ""}
+    picture = pipe("zorb", width=64, height=64, num_inference_steps=2, generator=torch.Generator().manual_seed(1),
+                   **guidance, **away).images[0]  # fmt: skip
+    return np.asarray(picture, dtype=int)
+
+
+@pytest.mark.parametrize("family", list(BUILD))
+def test_trains_resumes_and_writes_loras_that_diffusers_draws_with(
+    recipe_file: Callable[..., Path], tmp_path: Path, models: Callable[[str], Path], family: str
+) -> None:
+    workspace, model = tmp_path / "workspace", models(family)
+    layouts = f"saving.formats={json.dumps(LAYOUTS[family])}"
+    more = [layouts, "adapter.alpha=2"]
+    more += ["training.min_snr_gamma=5"] if family == "sdxl" else ["training.resolution_shift=true"]
+    whole = run_folder(recipe_file, model, workspace / "whole", more)
+    told = train(whole, workspace)
+    assert [event["step"] for event in told if event["type"] == "eval"] == [0, 2, 3]
+    assert not [event for event in told if event["type"] == "warning"]
+    resumed = run_folder(recipe_file, model, workspace / "resumed", more)
+    (resumed / "checkpoints").mkdir()
+    shutil.copy(whole / "checkpoints/step-0000002.safetensors", resumed / "checkpoints")
+    train(resumed, workspace, "--resume")
+    files = {event["format"]: event["path"] for event in told if event["type"] == "lora"}
+    assert list(files) == LAYOUTS[family]
+    pipe = picture_models.pipeline_of(model)
+    before, after = (np.asarray(Image.open(p), dtype=int) for p in sorted((whole / "previews").glob("*.png")))
+    assert np.abs(draw(pipe, family) - before).max() <= 2  # the base model
+    assert np.abs(after - before).max() > 2
+    for layout, file in files.items():
+        assert (resumed / file).read_bytes() == (whole / file).read_bytes()
+        assert load_file(whole / file)[FIRST_KEY[family, layout]].shape[0] == 4
+        info = lora_file.inspect(whole / file)
+        has_alpha = any(key.endswith(".alpha") for key in load_file(whole / file))
+        assert has_alpha != FIRST_KEY[family, layout].startswith(("unet.", "transformer."))  # the scale is in B there
+        assert (info.family, info.ranks, info.alphas) == (family, [4], [2.0 if has_alpha else 4.0])
+        assert not info.warnings
+        pipe.load_lora_weights(whole / file)
+        assert np.abs(draw(pipe, family) - after).max() <= 2
+        pipe.unload_lora_weights()
+
+
+@pytest.mark.parametrize("family", list(BUILD))
+def test_training_goes_on_from_a_lora_of_any_layout(
+    recipe_file: Callable[..., Path], tmp_path: Path, models: Callable[[str], Path], family: str
+) -> None:
+    workspace, model = tmp_path / "workspace", models(family)
+    first = run_folder(recipe_file, model, workspace / "first", [f"saving.formats={json.dumps(LAYOUTS[family])}"])
+    told = train(first, workspace)
+    ended_at = [event["loss"] for event in told if event["type"] == "eval"][-1]
+    for number, event in enumerate(event for event in told if event["type"] == "lora"):
+        lora = first / event["path"]
+        other = run_folder(
+            recipe_file, model, workspace / f"other-{number}",
+            ["training.steps=1", "previews.at_start=false", "previews.at_end=false", f"adapter.continue_from='{lora}'"],
+        )  # fmt: skip
+        goes_on = train(other, workspace)
+        assert abs(next(e["loss"] for e in goes_on if e["type"] == "eval") - ended_at) < 1e-4
+
+
+def test_bf16_trains_and_previews_each_family(
+    recipe_file: Callable[..., Path], tmp_path: Path, models: Callable[[str], Path]
+) -> None:
+    workspace = tmp_path / "workspace"
+    for family in BUILD:
+        run = run_folder(recipe_file, models(family), workspace / family,
+                         ["training.precision='bf16'", "training.gradient_checkpointing=true"])  # fmt: skip
+        told = train(run, workspace)
+        assert [event["type"] for event in told if event["type"] == "lora"] == ["lora"], told[-1]
+        assert len(list((run / "previews").glob("*.png"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "words"),
+    [
+        ("sdxl", "training.resolution_shift=true", "size of the picture"),
+        ("flux", "training.min_snr_gamma=5", "Min-SNR"),
+        ("flux", "saving.formats=['kohya']", "layout `kohya`"),
+    ],
+)
+def test_what_a_family_cannot_do_is_refused_before_anything_is_cached(
+    recipe_file: Callable[..., Path], tmp_path: Path, models: Callable[[str], Path], family: str, change: str, words: str
+) -> None:
+    workspace = tmp_path / "workspace"
+    told = train(run_folder(recipe_file, models(family), workspace / "run", [change]), workspace)
+    assert words in told[-1]["message"] and told[-1]["hint"]
+    assert not (workspace / "cache").exists()
+
+
+def test_a_caption_that_clip_cannot_read_whole_is_named(
+    recipe_file: Callable[..., Path], tmp_path: Path, models: Callable[[str], Path]
+) -> None:
+    recipe_file()
+    (tmp_path / "pictures/pictures-0.txt").write_text("zorb " * 40, encoding="utf-8")
+    run = run_folder(recipe_file, models("sdxl"), tmp_path / "workspace/run", ["training.steps=1"])
+    warnings = [event for event in train(run, tmp_path / "workspace") if event["type"] == "warning"]
+    assert len(warnings) == 1 and "longer than 77 tokens" in warnings[0]["message"]
+
+
+def test_sdxl_is_told_how_each_picture_was_cut(
+    recipe_file: Callable[..., Path], tmp_path: Path, models: Callable[[str], Path]
+) -> None:
+    from lorapod.engine.batches import Batches
+    from lorapod.engine.job import Job
+    from lorapod.workspace import Workspace
+
+    recipe_file()
+    for picture in (tmp_path / "pictures").glob("*.png"):
+        Image.open(picture).resize((200, 120)).save(picture)
+    run = run_folder(recipe_file, models("sdxl"), tmp_path / "workspace/run", ["training.steps=1"])
+    train(run, tmp_path / "workspace")
+    job = Job(run, Workspace(tmp_path / "workspace"))
+    entry = Batches(job).latents(job.data.train[0])
+    height, width, top, left, high, wide = entry["time_ids"].tolist()
+    assert (height, width) == (120, 200)
+    place = job.data.train[0].placement
+    assert (left, top) == place.crop[:2] and (wide, high) == (place.bucket.width, place.bucket.height)
+    assert entry["mean"].shape[-2:] == (high // 8, wide // 8)
+
+
+def test_a_lora_of_another_trainer_starts_a_training(
+    recipe_file: Callable[..., Path], tmp_path: Path, models: Callable[[str], Path]
+) -> None:
+    """As sd-scripts writes one: alpha 1 at rank 4, so a quarter of the strength."""
+    model, workspace = models("sdxl"), tmp_path / "workspace"
+    plain = train(run_folder(recipe_file, model, workspace / "plain", ["training.steps=1"]), workspace)
+    ours = load_file(workspace / "plain/lora/zorb.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    theirs = {
+        key: torch.tensor(1.0) if key.endswith("alpha") else torch.randn(value.shape, generator=generator)
+        for key, value in ours.items()
+    }
+    save_file(theirs, tmp_path / "theirs.safetensors")
+    pipe = picture_models.pipeline_of(model)
+    pipe.load_lora_weights(tmp_path / "theirs.safetensors")
+    run = run_folder(
+        recipe_file, model, workspace / "on",
+        ["training.steps=1", "optimizer.learning_rate=1e-9", f"adapter.continue_from='{tmp_path}/theirs.safetensors'"],
+    )  # fmt: skip
+    assert any(event["type"] == "lora" for event in train(run, workspace)) and plain
+    preview = np.asarray(Image.open(sorted((run / "previews").glob("*.png"))[0]), dtype=int)
+    assert np.abs(draw(pipe, "sdxl") - preview).max() <= 2
