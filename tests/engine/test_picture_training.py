@@ -20,7 +20,11 @@ from safetensors.torch import load_file, save_file
 
 from lorapod import lora_file
 from lorapod import recipe as recipes
+from lorapod.engine import adapters
+from lorapod.engine.families import PreviewRequest, family_of
 from lorapod.events import PREFIX, from_line
+from lorapod.models import BaseModel
+from lorapod.recipe.schema import AdapterSection, Targets
 
 BUILD: dict[str, Callable[..., Path]] = {
     "sdxl": picture_models.build_sdxl,
@@ -51,7 +55,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 def run_folder(recipe_file: Callable[..., Path], model: Path, at: Path, overrides: list[str]) -> Path:
-    recipe = recipe_file("[saving]\nprecision = 'fp32'\ncheckpoint_every = 2", "[optimizer]\nlearning_rate = 0.05")
+    recipe = recipe_file("[saving]\nprecision = 'fp32'\ncheckpoint_every = 2", "[optimizer]\nlearning_rate = 0.5")
     at.mkdir(parents=True)
     changes = [f"base_model.name='{model}'", "training.steps=3", "previews.guidance=3.0", *overrides]
     (at / "recipe.toml").write_text(recipes.dumps(recipes.load(recipe, changes)), encoding="utf-8")
@@ -75,6 +79,18 @@ def draw(pipe: Any, family: str) -> np.ndarray[Any, Any]:
     picture = pipe("zorb", width=64, height=64, num_inference_steps=2, generator=torch.Generator().manual_seed(1),
                    **guidance, **away).images[0]  # fmt: skip
     return np.asarray(picture, dtype=int)
+
+
+def assert_goes_on_from(lora: Path, checkpoint: Path, model: Path, family: str) -> None:
+    """An adapter that starts from the file is what the checkpoint of the same step holds."""
+    base = BaseModel("tiny", family, model)
+    engine = family_of(base)
+    denoiser = engine.load_denoiser(base, engine.experts[0], torch.device("cpu"), torch.float32)
+    adapters.add_adapter(denoiser, engine, AdapterSection(rank=4, alpha=2), 2, 1)
+    adapters.continue_from(denoiser, engine, lora, 2)
+    held = load_file(checkpoint)
+    for name, value in adapters.adapter_tensors(denoiser).items():
+        torch.testing.assert_close(value, held[f"adapter.{name}"])
 
 
 @pytest.mark.parametrize("family", list(BUILD))
@@ -106,40 +122,33 @@ def test_trains_resumes_and_writes_loras_that_diffusers_draws_with(
         has_alpha = any(key.endswith(".alpha") for key in load_file(whole / file))
         assert has_alpha != FIRST_KEY[family, layout].startswith(("unet.", "transformer."))  # the scale is in B there
         assert (info.family, info.ranks, info.alphas) == (family, [4], [2.0 if has_alpha else 4.0])
-        assert not info.warnings
+        # The text stream of Qwen-Image's last block ends there: what is after its keys and values has no effect.
+        assert not info.warnings or (family == "qwen_image" and "untrained" in "".join(info.warnings))
+        assert_goes_on_from(whole / file, whole / "checkpoints/step-0000003.safetensors", model, family)
         pipe.load_lora_weights(whole / file)
         assert np.abs(draw(pipe, family) - after).max() <= 2
         pipe.unload_lora_weights()
 
 
 @pytest.mark.parametrize("family", list(BUILD))
-def test_training_goes_on_from_a_lora_of_any_layout(
-    recipe_file: Callable[..., Path], tmp_path: Path, models: Callable[[str], Path], family: str
-) -> None:
-    workspace, model = tmp_path / "workspace", models(family)
-    first = run_folder(recipe_file, model, workspace / "first", [f"saving.formats={json.dumps(LAYOUTS[family])}"])
-    told = train(first, workspace)
-    ended_at = [event["loss"] for event in told if event["type"] == "eval"][-1]
-    for number, event in enumerate(event for event in told if event["type"] == "lora"):
-        lora = first / event["path"]
-        other = run_folder(
-            recipe_file, model, workspace / f"other-{number}",
-            ["training.steps=1", "previews.at_start=false", "previews.at_end=false", f"adapter.continue_from='{lora}'"],
-        )  # fmt: skip
-        goes_on = train(other, workspace)
-        assert abs(next(e["loss"] for e in goes_on if e["type"] == "eval") - ended_at) < 1e-4
-
-
-def test_bf16_trains_and_previews_each_family(
-    recipe_file: Callable[..., Path], tmp_path: Path, models: Callable[[str], Path]
-) -> None:
-    workspace = tmp_path / "workspace"
-    for family in BUILD:
-        run = run_folder(recipe_file, models(family), workspace / family,
-                         ["training.precision='bf16'", "training.gradient_checkpointing=true"])  # fmt: skip
-        told = train(run, workspace)
-        assert [event["type"] for event in told if event["type"] == "lora"] == ["lora"], told[-1]
-        assert len(list((run / "previews").glob("*.png"))) == 2
+def test_bf16_learns_with_checkpointing_and_previews(models: Callable[[str], Path], family: str) -> None:
+    base = BaseModel("tiny", family, models(family))
+    engine, cpu, bf16 = family_of(base), torch.device("cpu"), torch.bfloat16
+    texts = engine.encode_text(engine.load_text_encoder(base, cpu, bf16), ["zorb", "a zorb and a star"])
+    latents = engine.encode_pixels(engine.load_vae(base, cpu, bf16), torch.rand(2, 3, 1, 64, 64))
+    denoiser = engine.load_denoiser(base, engine.experts[0], cpu, bf16)
+    adapters.add_adapter(denoiser, engine, AdapterSection(rank=4, targets=Targets.ALL), 4, 1)
+    denoiser.enable_gradient_checkpointing()
+    denoiser.train()
+    clean = torch.stack([entry["mean"] for entry in latents])
+    with torch.autocast("cpu", bf16):
+        loss = engine.loss(denoiser, clean, torch.randn_like(clean), torch.tensor([0.2, 0.8]), latents, texts)
+        drawn = engine.sample(denoiser.eval(), base, PreviewRequest(texts[0], texts[1], 64, 64, 1, 2, 3.0, 1))
+    assert loss.shape == (2,) and loss.dtype is torch.float32
+    loss.sum().backward()
+    trained = [p.grad for p in adapters.adapter_parameters(denoiser) if p.grad is not None]
+    assert trained and all(grad.isfinite().all() for grad in trained)
+    assert drawn.shape == clean.shape[1:] and drawn.isfinite().all()
 
 
 @pytest.mark.parametrize(
