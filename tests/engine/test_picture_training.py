@@ -160,7 +160,12 @@ def test_bf16_learns_with_checkpointing_and_previews(models: Callable[[str], Pat
     ],
 )
 def test_what_a_family_cannot_do_is_refused_before_anything_is_cached(
-    recipe_file: Callable[..., Path], tmp_path: Path, models: Callable[[str], Path], family: str, change: str, words: str
+    recipe_file: Callable[..., Path],
+    tmp_path: Path,
+    models: Callable[[str], Path],
+    family: str,
+    change: str,
+    words: str,
 ) -> None:
     workspace = tmp_path / "workspace"
     told = train(run_folder(recipe_file, models(family), workspace / "run", [change]), workspace)
