@@ -70,4 +70,4 @@ def test_the_reference_has_every_key_with_type_default_and_description():
             assert info.description and info.description in page
     assert "| `rank` | a whole number from 1 to 1024 | `16` |" in page
     assert "## `[[datasets]]`" in page
-    assert "| `previews.steps` | `16` | `28` | `9` |" in page
+    assert "| `previews.steps` | `16` | `28` | `25` | `28` | `28` | `9` |" in page

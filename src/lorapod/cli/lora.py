@@ -1,4 +1,4 @@
-"""`lorapod lora`: look into a LoRA file."""
+"""`lorapod lora`: look into a LoRA file, or convert it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
+from lorapod.recipe.schema import LoraFormat
+
 if TYPE_CHECKING:
     from lorapod.lora_file import LoraInfo
 
-app = typer.Typer(help="Look into LoRA files.", no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+app = typer.Typer(
+    help="Look into LoRA files and convert them.", no_args_is_help=True, add_completion=False, rich_markup_mode=None
+)
 
 _BAR_CELLS = 30
 _MOST_BLOCKS = 48
@@ -23,7 +27,7 @@ _MOST_BLOCKS = 48
 
 @app.callback()
 def _group() -> None:
-    """Look into LoRA files."""
+    """Look into LoRA files and convert them."""
 
 
 @app.command()
@@ -48,6 +52,27 @@ def inspect(
         console.print(_layers(info))
     for warning in info.warnings:
         console.print(f"[yellow]![/] {escape(warning)}")
+
+
+@app.command()
+def convert(
+    file: Annotated[Path, typer.Argument(help="A LoRA file (.safetensors), from any trainer.", show_default=False)],
+    to: Annotated[LoraFormat, typer.Option("--to", help="The key layout to write.")] = LoraFormat.COMFYUI,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Where to write. Default: beside the file, the layout in its name."),
+    ] = None,
+) -> None:
+    """Write a LoRA file in another program's key layout; what it does to the base model stays the same."""
+    from lorapod.errors import RequestError
+    from lorapod.lora_convert import convert as convert_file  # numpy is slow to import and not needed for --help
+
+    target = out or file.with_name(f"{file.stem}-{to.value}.safetensors")
+    if target.exists():
+        raise RequestError(f"{target} exists already", "", "Name another file with --out, or move it away.")
+    lora = convert_file(file, target, to)
+    layers = len(lora.layers)
+    typer.echo(f"{target}: {layers} layers of {lora.family}, in the layout {to.value}")
 
 
 def _facts(info: LoraInfo) -> Table:

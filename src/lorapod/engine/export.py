@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from lorapod import recipe as recipes
 from lorapod.engine.adapters import adapter_tensors
-from lorapod.engine.families import Family, kohya
+from lorapod.engine.families import Family
 from lorapod.engine.storage import save_tensors
 from lorapod.files import written_whole
 from lorapod.lora_file import make_reproducible, metadata_for
+from lorapod.lora_names import kohya
 from lorapod.models import BaseModel
 from lorapod.recipe import Recipe
 from lorapod.recipe.schema import LoraFormat, Precision

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from lorapod.engine.families import kohya
 from lorapod.engine.families.base import Conditions, Expert, PreviewRequest
 from lorapod.engine.families.flow import noised, velocity_loss
 from lorapod.engine.families.flow_sampling import euler
 from lorapod.engine.families.tokens import SIDE, packed, shift_for, unpacked
+from lorapod.lora_names import kohya
 from lorapod.models import BaseModel
 from lorapod.recipe.schema import LoraFormat, Targets
 

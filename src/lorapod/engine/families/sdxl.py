@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from lorapod.data import Placement
-from lorapod.engine.families import autoencoder, kohya
+from lorapod.engine.families import autoencoder
 from lorapod.engine.families.base import Conditions, Expert, PreviewRequest
 from lorapod.errors import BaseModelError
+from lorapod.lora_names import kohya
 from lorapod.models import BaseModel
 from lorapod.recipe.schema import LoraFormat, Targets
 

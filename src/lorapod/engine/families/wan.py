@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from lorapod.engine.families.base import Conditions, Expert, PreviewRequest
 from lorapod.engine.families.flow import noised, velocity_loss
-from lorapod.engine.families.kohya import kohya_name
-from lorapod.engine.families.wan_names import diffusers_name, original_name
+from lorapod.lora_names.kohya import kohya_name
+from lorapod.lora_names.wan import diffusers_name, original_name
 from lorapod.models import BaseModel
 from lorapod.recipe.schema import LoraFormat, Targets
 
