@@ -44,7 +44,9 @@ def build(folder: Path, model: str, batch: int, steps: int) -> Training:
     (run / "recipe.toml").write_text(recipes.dumps(recipe), encoding="utf-8")
     job = Job(run, Workspace(folder))
     prepare(job, lambda: False)
-    return Training(job)
+    training = Training(job)
+    training.begin(job.experts[0])
+    return training
 
 
 def main() -> None:

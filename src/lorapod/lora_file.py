@@ -201,7 +201,7 @@ def inspect(path: Path) -> LoraInfo:
 
 
 def metadata_for(
-    recipe: Recipe, *, recipe_text: str, base_model_hash: str, family: str, steps: int, items: int
+    recipe: Recipe, *, recipe_text: str, base_model_hash: str, family: str, steps: int, items: int, expert: str = ""
 ) -> dict[str, str]:
     """The text entries of a LoRA file's header: ModelSpec 1.0.1, what sd-scripts writes (`ss_*`), and the recipe.
 
@@ -213,6 +213,7 @@ def metadata_for(
         recipe_text: The recipe as resolved, in TOML.
         steps: Optimizer steps behind the weights in this file, which may be fewer than the recipe asks for.
         items: Items trained on.
+        expert: `high` or `low` where the base model has two denoisers.
     """
     words = list(dict.fromkeys(dataset.trigger_word for dataset in recipe.datasets if dataset.trigger_word))
     everywhere = all(dataset.trigger_word for dataset in recipe.datasets) and len(words) == 1
@@ -257,6 +258,7 @@ def metadata_for(
         "lorapod.version": __version__,
         "lorapod.base_model": base_name,
         "lorapod.family": family,
+        "lorapod.expert": expert,
         "lorapod.recipe": _without_folders(recipe_text),
     }
     return {key: str(value) for key, value in sorted(entries.items()) if value != ""}

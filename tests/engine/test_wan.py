@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import wan_made
+from PIL import Image
 from torch import Tensor, nn
 
 from lorapod.engine.families import family_of
 from lorapod.engine.families.base import Expert, PreviewRequest
+from lorapod.engine.noise import draw_levels
 from lorapod.models import BaseModel
-from lorapod.recipe.schema import LoraFormat, Targets
+from lorapod.recipe.schema import LoraFormat, Targets, TimestepSampling
 
 CPU, FP32 = torch.device("cpu"), torch.float32
 
@@ -188,3 +192,163 @@ def test_experts_and_geometry_are_read_from_the_base_model(wan: Callable[[str], 
     high, low = family_of(wan("t2v-a14b")).experts
     assert (high.component, high.lowest, high.highest, high.suffix) == ("transformer", 0.875, 1.0, "-high")
     assert (low.component, low.lowest, low.highest, low.suffix) == ("transformer_2", 0.0, 0.875, "-low")
+
+
+def image_to_video(base: BaseModel) -> Any:
+    """diffusers' pipeline from pictures, whatever pipeline the folder names."""
+    import diffusers
+    from diffusers.pipelines.wan import pipeline_wan_i2v
+
+    if not hasattr(pipeline_wan_i2v, "ftfy"):  # which diffusers 0.42.1 uses here whether or not it is installed
+        pipeline_wan_i2v.ftfy = SimpleNamespace(fix_text=str)
+    pipe = pipeline_of(base)
+    if not isinstance(pipe, diffusers.WanImageToVideoPipeline):
+        parts = {k: v for k, v in pipe.components.items() if k != "transformer_2"}
+        pipe = diffusers.WanImageToVideoPipeline(**parts, expand_timesteps=pipe.config.expand_timesteps)
+        pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def picture(width: int = 64, height: int = 48) -> Image.Image:
+    noise = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(noise)
+
+
+def beginning(width: int, height: int, frames: int) -> Tensor:
+    """Pixels of a clip that is `picture` and then something else."""
+    pixels = drawn(1, 3, frames, height, width).clamp(-1, 1)
+    pixels[0, :, 0] = torch.from_numpy(np.asarray(picture(width, height))).permute(2, 0, 1) / 127.5 - 1
+    return pixels
+
+
+@pytest.mark.parametrize("kind", ["i2v", "i2v-a14b"])
+def test_what_is_cached_of_a_first_frame_is_what_the_pipeline_is_given(
+    wan: Callable[[str], BaseModel], kind: str
+) -> None:
+    base = wan(kind)
+    family, pipe = family_of(base), image_to_video(base)
+    (entry,) = family.encode_pixels(family.load_vae(base, CPU, FP32), beginning(64, 48, 9))
+    image = pipe.video_processor.preprocess(picture(), height=48, width=64)
+    _, condition = pipe.prepare_latents(image, 1, 16, 48, 64, 9, FP32, CPU, torch.Generator())
+    torch.testing.assert_close(entry["first_frame"], condition[0], atol=1e-5, rtol=1e-5)
+    assert entry["first_frame"][:4, 0].eq(1).all() and entry["first_frame"][:4, 1:].eq(0).all()
+    assert entry["first_frame"][4:, 1:].abs().max() > 0.01  # grey is not zero in latents
+    assert ("image" in entry) == (kind == "i2v")
+    if kind == "i2v":
+        torch.testing.assert_close(entry["image"], pipe.encode_image(picture(), CPU)[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["i2v", "i2v-a14b"])
+def test_loss_from_first_frames_equals_an_independent_computation(wan: Callable[[str], BaseModel], kind: str) -> None:
+    base = wan(kind)
+    family = family_of(base)
+    denoiser = family.load_denoiser(base, family.experts[0], CPU, FP32)
+    latents, noise = drawn(2, 16, 3, 4, 4), drawn(2, 16, 3, 4, 4, seed=4)
+    conditions, images = drawn(2, 20, 3, 4, 4, seed=5), drawn(2, 257, 16, seed=6)
+    items = [{"first_frame": conditions[i], "image": images[i]} for i in range(2)]
+    texts = [{"tokens": drawn(n, 32, seed=n)} for n in (5, 9)]
+    ours = family.loss(denoiser, latents, noise, torch.tensor([0.4, 0.95]), items, texts)
+    transformer = pipeline_of(base).transformer
+    for i, sigma in enumerate((0.4, 0.95)):
+        padded = torch.cat([texts[i]["tokens"], torch.zeros(512 - len(texts[i]["tokens"]), 32)])[None]
+        mixed = latents[i] + sigma * (noise[i] - latents[i])
+        image = images[i][None] if kind == "i2v" else None
+        with torch.no_grad():
+            given = torch.cat([mixed, conditions[i]])[None]  # 16 noisy, 4 mask, 16 of the first frame
+            out = transformer(given, torch.tensor([1000.0 * sigma]), padded, image).sample[0]
+        assert abs(ours[i].item() - (out - (noise[i] - latents[i])).square().mean().item()) < 1e-5
+
+
+def test_a_given_first_frame_of_the_5b_is_clean_at_time_zero_and_not_learnt(wan: Callable[[str], BaseModel]) -> None:
+    family = family_of(wan("ti2v-5b"))
+    latents, noise = drawn(2, 48, 3, 4, 4), drawn(2, 48, 3, 4, 4, seed=5)
+    level, texts = torch.tensor([0.7, 0.2]), [{"tokens": torch.zeros(1, 32)}] * 2
+    seen: dict[str, Tensor] = {}
+
+    class Watched(Oracle):
+        def forward(self, x: Tensor, times: Tensor, text: Tensor, image: Tensor | None, return_dict: bool) -> Any:
+            seen.update(x=x, times=times)
+            return super().forward(x, times, text, image, return_dict)
+
+    items = [{"given_frames": torch.tensor(1)}, {"given_frames": torch.tensor(0)}]
+    assert family.loss(Watched(latents), latents, noise, level, items, texts).max().item() < 1e-8
+    assert (seen["x"][0, :, 0] == latents[0, :, 0]).all() and (seen["x"][1, :, 0] != latents[1, :, 0]).any()
+    torch.testing.assert_close(seen["times"][0], torch.tensor([0.0] * 4 + [700.0] * 8))
+    torch.testing.assert_close(seen["times"][1], torch.tensor([200.0] * 12))
+
+
+def test_loss_of_the_5b_equals_an_independent_computation(wan: Callable[[str], BaseModel]) -> None:
+    base = wan("ti2v-5b")
+    family = family_of(base)
+    denoiser = family.load_denoiser(base, family.experts[0], CPU, FP32)
+    latents, noise = drawn(1, 48, 3, 4, 4), drawn(1, 48, 3, 4, 4, seed=4)
+    tokens = drawn(5, 32)
+    padded, transformer = torch.cat([tokens, torch.zeros(507, 32)])[None], pipeline_of(base).transformer
+    mixed = 0.4 * latents + 0.6 * noise
+    level, texts = torch.tensor([0.6]), [{"tokens": tokens}]
+    with torch.no_grad():
+        out = transformer(mixed, torch.full((1, 12), 600.0), padded).sample
+        plain = (out - (noise - latents)).square().mean()
+        mixed[:, :, 0] = latents[:, :, 0]
+        out = transformer(mixed, torch.tensor([[0.0] * 4 + [600.0] * 8]), padded).sample
+        given = (out - (noise - latents))[:, :, 1:].square().mean()
+    assert abs(family.loss(denoiser, latents, noise, level, [{}], texts).item() - plain.item()) < 1e-5
+    item = {"given_frames": torch.tensor(1)}
+    assert abs(family.loss(denoiser, latents, noise, level, [item], texts).item() - given.item()) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["i2v", "ti2v-5b"])
+def test_preview_from_a_picture_is_what_the_pipeline_draws(wan: Callable[[str], BaseModel], kind: str) -> None:
+    base = wan(kind)
+    family = family_of(base)
+    height = 64 if kind == "ti2v-5b" else 48
+    encoder = family.load_text_encoder(base, CPU, FP32)
+    text, negative = family.encode_text(encoder, ["a red star turns", "sand"])
+    (item,) = family.encode_pixels(family.load_vae(base, CPU, FP32), beginning(64, height, 9))
+    denoiser = family.load_denoiser(base, family.experts[0], CPU, FP32).eval()
+    latents = family.sample(denoiser, base, PreviewRequest(text, negative, 64, height, 9, 4, 3.0, 11, item))
+    theirs = image_to_video(base)(
+        picture(64, height), "a red star turns", negative_prompt="sand", width=64, height=height, num_frames=9,
+        num_inference_steps=4, guidance_scale=3.0, generator=torch.Generator().manual_seed(11), output_type="latent",
+    ).frames  # fmt: skip
+    torch.testing.assert_close(latents, theirs[0], atol=1e-4, rtol=1e-4)
+
+
+def test_preview_of_the_5b_from_text_is_what_the_pipeline_draws(wan: Callable[[str], BaseModel]) -> None:
+    base = wan("ti2v-5b")
+    family = family_of(base)
+    text, negative = family.encode_text(family.load_text_encoder(base, CPU, FP32), ["a red star turns", ""])
+    denoiser = family.load_denoiser(base, family.experts[0], CPU, FP32).eval()
+    latents = family.sample(denoiser, base, PreviewRequest(text, negative, 64, 64, 9, 4, 3.0, 11))
+    theirs = pipeline_of(base)(
+        "a red star turns", width=64, height=64, num_frames=9, num_inference_steps=4, guidance_scale=3.0,
+        generator=torch.Generator().manual_seed(11), output_type="latent",
+    ).frames  # fmt: skip
+    torch.testing.assert_close(latents, theirs[0], atol=1e-4, rtol=1e-4)
+
+
+def test_bf16_keeps_the_time_embedding_exact_inside_autocast(wan: Callable[[str], BaseModel]) -> None:
+    base = wan("t2v")
+    family = family_of(base)
+    denoiser = family.load_denoiser(base, family.experts[0], CPU, torch.bfloat16)
+    assert denoiser.patch_embedding.weight.dtype is torch.bfloat16
+    embedder, given = denoiser.condition_embedder.time_embedder, drawn(1, 256)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        inside = embedder(given)
+    with torch.no_grad():
+        torch.testing.assert_close(inside, embedder(given), atol=0, rtol=0)
+    assert inside.dtype is torch.float32
+
+
+@pytest.mark.parametrize("sampling", list(TimestepSampling))
+@pytest.mark.parametrize(("lowest", "highest"), [(0.875, 1.0), (0.0, 0.875), (0.0, 1.0)])
+def test_an_experts_noise_levels_are_those_of_the_whole_range_that_fall_to_it(
+    sampling: TimestepSampling, lowest: float, highest: float
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    everything = draw_levels(20_000, sampling, 5.0, generator)
+    own = draw_levels(20_000, sampling, 5.0, generator, lowest, highest)
+    assert own.min() >= lowest - 1e-6 and own.max() <= highest + 1e-6
+    kept = everything[(everything >= lowest) & (everything <= highest)]
+    for share in (0.1, 0.5, 0.9):
+        assert abs(own.quantile(share) - kept.quantile(share)) < 0.01

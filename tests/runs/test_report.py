@@ -261,3 +261,31 @@ def test_folder_without_a_run_is_refused(tmp_path: Path) -> None:
 def test_same_run_gives_the_same_page(write: Write, tmp_path: Path) -> None:
     events = [preview(tmp_path, 0), step(1), step(2), DONE]
     assert write(*events) == write(*events)
+
+
+def test_clips_are_embedded_beside_their_strips_first_and_last_before_the_others(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = []
+    for number in (0, 5, 10):
+        clip = tmp_path / f"previews/{number}.mp4"
+        events.append(preview(tmp_path, number, (1000, 120), clip=f"previews/{number}.mp4"))
+        clip.write_bytes(bytes([number]) * 400)
+    monkeypatch.setattr("lorapod.runs.report._MOST_CLIP_BYTES", 1000)
+    page = write(*events, DONE)
+    tags = Tags(page)
+    # Each step's figure once, and the first once more for comparison.
+    shown = [base64.b64decode((video["src"] or "").partition(",")[2])[0] for video in tags.of("video")]
+    assert shown == [0, 0, 10]
+    assert len(tags.of("img")) == 4
+    strip = Image.open(io.BytesIO(base64.b64decode((tags.of("img")[0]["src"] or "").partition(",")[2])))
+    assert strip.size == (1000, 120)  # a strip is not made as small as a picture
+    (policy,) = [
+        meta["content"] for meta in tags.of("meta") if "content" in meta and "default-src" in str(meta["content"])
+    ]
+    assert "media-src data:" in str(policy)
+
+
+def test_a_clip_that_is_gone_leaves_its_strip(write: Write, tmp_path: Path) -> None:
+    page = write(preview(tmp_path, 0, clip="previews/gone.mp4"), DONE)
+    assert not Tags(page).of("video") and len(Tags(page).of("img")) == 1

@@ -18,6 +18,12 @@ def sample(
         list[float] | None, typer.Option(help="Strengths of the LoRA, a column each. [default: 0, 0.5, 1]")
     ] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Seeds, a row each. [default: the recipe's]")] = None,
+    first_frame: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Pictures that clips begin with, taken in turn, for base models that make a clip out of one."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The PNG to write. [default: beside the LoRA]")] = None,
 ) -> None:
     """Draw a grid of prompts by strengths with a trained LoRA."""
@@ -28,5 +34,13 @@ def sample(
     workspace: Workspace = context.obj
     console = Console(highlight=False)
     with console.status("Sampling"):
-        grid = sample_grid(lora, workspace, prompts=prompt, strengths=strength or [0.0, 0.5, 1.0], seeds=seed, out=out)
+        grid = sample_grid(
+            lora,
+            workspace,
+            prompts=prompt,
+            strengths=strength or [0.0, 0.5, 1.0],
+            seeds=seed,
+            out=out,
+            first_frames=first_frame,
+        )
     console.print(f"Grid  {grid}", soft_wrap=True, markup=False)

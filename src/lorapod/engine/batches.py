@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lorapod.data import TrainItem, batches
-from lorapod.engine.families import Conditions, ShiftsByResolution, TakesPlacement
+from lorapod.engine.families import Conditions, Expert, ShiftsByResolution, TakesPlacement
 from lorapod.engine.job import Job
 from lorapod.engine.noise import draw_levels, generator_for
 from lorapod.errors import TrainingError
@@ -62,11 +62,21 @@ class Batches:
         self.per_epoch = len(self._of_epoch(0))
 
     @property
-    def total_steps(self) -> int:
-        """Optimizer steps of the whole run."""
+    def steps_of_expert(self) -> int:
+        """Optimizer steps of each expert that is trained; most base models have one."""
         if self.recipe.steps is not None:
             return self.recipe.steps
         return math.ceil(self.per_epoch * (self.recipe.epochs or 1) / self.recipe.accumulation)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.steps_of_expert * len(self.job.experts)
+
+    def expert_of(self, number: int) -> Expert:
+        """The expert that a batch is for: they are trained one after the other."""
+        place = number // (self.steps_of_expert * self.recipe.accumulation)
+        return self.job.experts[min(place, len(self.job.experts) - 1)]
 
     def epoch_of(self, number: int) -> int:
         return number // self.per_epoch
@@ -89,9 +99,11 @@ class Batches:
         entries = [self.latents(item) for item in chosen]
         latents = torch.stack([_drawn(entry, generator) for entry in entries])
         noise = _normal(latents, generator)
-        shift = shift_of(self.job, latents)
-        levels = draw_levels(len(chosen), self.recipe.timestep_sampling, shift, generator)
+        sampling, shift, expert = self.recipe.timestep_sampling, shift_of(self.job, latents), self.expert_of(number)
+        levels = draw_levels(len(chosen), sampling, shift, generator, expert.lowest, expert.highest)
         texts = [self.text(self._caption(item, epoch, generator)) for item in chosen]
+        if self.recipe.first_frame_share and latents.shape[2] > 1:
+            entries = [self._perhaps_begun(entry, generator) for entry in entries]
         return Batch(latents, noise, levels, entries, texts)
 
     def latents(self, item: TrainItem) -> Conditions:
@@ -111,6 +123,11 @@ class Batches:
         if torch.rand((), generator=generator).item() < item.caption_dropout:
             return ""
         return item.captions[epoch % len(item.captions)]
+
+    def _perhaps_begun(self, entry: Conditions, generator: torch.Generator) -> Conditions:
+        """An entry of a clip that, in a share of the times, says that its first latent frame is given."""
+        given = torch.rand((), generator=generator) < self.recipe.first_frame_share
+        return {**entry, "given_frames": given.long()}
 
     def _of_epoch(self, epoch: int) -> list[list[int]]:
         if epoch not in self._epochs:

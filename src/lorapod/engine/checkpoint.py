@@ -8,7 +8,7 @@ the step, the learning rate from the step: none of them needs to be kept.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,15 @@ _FORMAT = "lorapod-checkpoint-1"
 
 @dataclass(frozen=True)
 class Place:
-    """Where training stands: `step` optimizer steps are done."""
+    """Where training stands: `step` optimizer steps are done.
+
+    Attributes:
+        finished: Adapters of experts whose training is over, by the expert's suffix.
+    """
 
     step: int
     digest: str
+    finished: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -52,6 +57,8 @@ def save_checkpoint(
     tensors = {
         f"adapter.{name}": value.detach().cpu().contiguous() for name, value in adapter_tensors(denoiser).items()
     }
+    for suffix, adapter in place.finished.items():
+        tensors |= {f"finished.{suffix}.{name}": value.contiguous() for name, value in adapter.items()}
     state = optimizer.state_dict()
     plain: dict[str, dict[str, Any]] = {}
     for index, values in state["state"].items():
@@ -116,6 +123,7 @@ def load_checkpoint(path: Path, digest: str, denoiser: nn.Module, optimizer: tor
     adapter = {k.removeprefix("adapter."): v for k, v in tensors.items() if k.startswith("adapter.")}
     load_adapter_tensors(denoiser, adapter, path)
     state = optimizer.state_dict()
+    finished: dict[str, dict[str, Tensor]] = {}
     restored: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in rest["optimizer"].items()}
     groups = [dict(saved) for saved in rest["groups"]]
     for key, value in tensors.items():
@@ -126,13 +134,16 @@ def load_checkpoint(path: Path, digest: str, denoiser: nn.Module, optimizer: tor
         elif kind == "group":
             index, _, name = tail.partition(".")
             groups[int(index)][name] = value
+        elif kind == "finished":
+            suffix, _, name = tail.partition(".")
+            finished.setdefault(suffix, {})[name] = value
     for group, live in zip(groups, state["param_groups"], strict=True):
         group["params"] = live["params"]
         group["betas"] = tuple(group["betas"]) if "betas" in group else None
         if group["betas"] is None:
             del group["betas"]
     optimizer.load_state_dict({"state": restored, "param_groups": groups})
-    return Place(int(rest["step"]), digest)
+    return Place(int(rest["step"]), digest, finished)
 
 
 def _open(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

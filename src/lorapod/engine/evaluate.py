@@ -11,22 +11,23 @@ from torch import nn
 
 from lorapod.data import TrainItem
 from lorapod.engine.batches import Batch, Batches, shift_of
+from lorapod.engine.families import Expert
 from lorapod.engine.job import Job
-from lorapod.engine.noise import from_quantiles, generator_for
+from lorapod.engine.noise import from_quantiles, generator_for, within
 
 
 class Evaluation:
     """The fixed batches of each dataset, read once."""
 
-    def __init__(self, job: Job, source: Batches) -> None:
-        self.job = job
+    def __init__(self, job: Job, source: Batches, expert: Expert) -> None:
+        self.job, self.expert = job, expert
         recipe = job.recipe
         self.sets: dict[str, list[Batch]] = {}
         for index, section in enumerate(recipe.datasets):
             held_out = [item for item in job.data.validation if item.dataset == index]
             chosen = held_out[: recipe.evaluation.max_items]
             if chosen:
-                name = section.path.name
+                name = section.path.name + (expert.suffix if len(job.experts) > 1 else "")
                 if name in self.sets:
                     name = f"{name} ({index + 1})"
                 self.sets[name] = [self._batch(item, source) for item in chosen]
@@ -34,8 +35,11 @@ class Evaluation:
     def _batch(self, item: TrainItem, source: Batches) -> Batch:
         training, count = self.job.recipe.training, self.job.recipe.evaluation.quantiles
         u = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+        expert = self.expert
         entry, text = source.latents(item), source.text(item.captions[0])
-        levels = from_quantiles(u, training.timestep_sampling, shift_of(self.job, entry["mean"])).float()
+        shift = shift_of(self.job, entry["mean"])
+        u = within(u, expert.lowest, expert.highest, training.timestep_sampling, shift)
+        levels = from_quantiles(u, training.timestep_sampling, shift).float()
         generator = generator_for("evaluation", item.item.sha256, list(item.placement.resize_to))
         latents = entry["mean"].expand(count, *entry["mean"].shape)
         noise = torch.randn(latents.shape, generator=generator)

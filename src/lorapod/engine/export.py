@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lorapod import recipe as recipes
 from lorapod.engine.adapters import adapter_tensors
-from lorapod.engine.families import Family
+from lorapod.engine.families import Expert, Family
 from lorapod.engine.storage import save_tensors
 from lorapod.files import written_whole
 from lorapod.lora_file import make_reproducible, metadata_for
@@ -53,6 +53,7 @@ def write_lora(
     denoiser: nn.Module,
     family: Family,
     base: BaseModel,
+    expert: Expert,
     recipe: Recipe,
     *,
     step: int,
@@ -61,22 +62,25 @@ def write_lora(
 ) -> list[tuple[Path, LoraFormat]]:
     """Writes one file a format of the recipe; a file of a step in between has the step in its name.
 
+    The file of an expert has the expert in its name, since its keys are the same as the other's.
+
     Raises:
         DiskError: No space.
     """
     written = []
     for format in recipe.saving.formats:
-        stem = recipe.name if final else f"{recipe.name}-step{step:06d}"
+        stem = recipe.name + expert.suffix + ("" if final else f"-step{step:06d}")
         if format is not recipe.saving.formats[0]:
             stem += f"-{format.value}"
         path = folder / f"{stem}.safetensors"
         metadata = metadata_for(
             recipe,
             recipe_text=recipes.dumps(recipe),
-            base_model_hash=base.fingerprint(family.experts[0].component),
+            base_model_hash=base.fingerprint(expert.component),
             family=family.name,
             steps=step,
             items=items,
+            expert=expert.suffix.removeprefix("-"),
         )
         with written_whole(path) as temporary:
             save_tensors(lora_tensors(denoiser, family, recipe, format), temporary, metadata=metadata)

@@ -14,12 +14,12 @@ from torch import Tensor
 from lorapod import recipe as recipes
 from lorapod.data import DataPlan, Geometry, MediaCache, TrainItem, plan_datasets, shown
 from lorapod.engine.cache import Cache
-from lorapod.engine.families import Family, ShiftsByResolution, TakesFirstFrame, WeighsBySnr, family_of
+from lorapod.engine.families import Expert, Family, ShiftsByResolution, TakesFirstFrame, WeighsBySnr, family_of
 from lorapod.engine.first_frames import FirstFrame, first_frames
 from lorapod.errors import DatasetError, RequestError
 from lorapod.models import BaseModel, find_base_model
 from lorapod.recipe import Recipe
-from lorapod.recipe.schema import Precision
+from lorapod.recipe.schema import ExpertChoice, Precision
 from lorapod.workspace import Workspace
 
 _TEXT_PARTS = ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2")
@@ -48,6 +48,24 @@ class Job:
     @cached_property
     def family(self) -> Family:
         return family_of(self.base)
+
+    @cached_property
+    def experts(self) -> tuple[Expert, ...]:
+        """The denoisers that are trained, one after the other.
+
+        Raises:
+            RequestError: The recipe names an expert that the base model does not have.
+        """
+        chosen = self.recipe.base_model.expert
+        wanted = self.base.expert or (chosen.value if chosen is not ExpertChoice.BOTH else "")
+        found = tuple(each for each in self.family.experts if not wanted or each.suffix == f"-{wanted}")
+        if not found:
+            raise RequestError(
+                f"The base model {self.base.name} has no {wanted}-noise expert",
+                "It has one denoiser for all noise levels, or the other expert alone is on this machine.",
+                "Leave `base_model.expert` out.",
+            )
+        return found
 
     @cached_property
     def data(self) -> DataPlan:
@@ -83,6 +101,13 @@ class Job:
                     f"Programs would not find its layers by the names that the family {self.family.name} would have there.",
                     f"Choose `saving.formats` among {can}.",
                 )
+        use = self.family.first_frame if isinstance(self.family, TakesFirstFrame) else "unknown"
+        if self.recipe.training.first_frame_share and use != "taken":
+            raise RequestError(
+                "This base model cannot be given first frames in a share of the steps",
+                "It is given one always." if use == "needed" else "It makes pictures or clips of text alone.",
+                "Leave `training.first_frame_share` out.",
+            )
         for section in self.recipe.datasets:
             for key in ("masks", "alpha_masks", "control"):
                 if getattr(section, key):
@@ -144,13 +169,6 @@ class Job:
         """What previews begin with, for base models that make a clip out of a picture."""
         width, height, _ = self.preview_size
         return first_frames(self, width, height)
-
-    def first_frame_of(self, prompt: str) -> FirstFrame | None:
-        """The first frame that goes with a prompt; None where previews begin with none."""
-        if not self.first_frames:
-            return None
-        prompts = self.preview_prompts()
-        return self.first_frames[prompts.index(prompt) % len(self.first_frames) if prompt in prompts else 0]
 
     @cached_property
     def preview_size(self) -> tuple[int, int, int]:

@@ -32,8 +32,28 @@ def from_quantiles(u: Tensor, sampling: TimestepSampling, shift: float) -> Tenso
     return shifted(u, shift)
 
 
-def draw_levels(count: int, sampling: TimestepSampling, shift: float, generator: torch.Generator) -> Tensor:
-    """`count` noise levels, stratified over the distribution so that a batch covers it evenly."""
+def within(u: Tensor, lowest: float, highest: float, sampling: TimestepSampling, shift: float) -> Tensor:
+    """Quantiles `u` of the sampling distribution cut to noise levels `lowest` to `highest`, as quantiles of all of it.
+
+    The distribution keeps its shape inside the range; it is not squeezed into it.
+    """
+    ends = torch.tensor([lowest, highest], dtype=u.dtype)
+    ends = ends / (shift - (shift - 1) * ends)  # undoes `shifted`
+    if sampling is TimestepSampling.LOGIT_NORMAL:
+        ends = torch.special.ndtr(torch.logit(ends))
+    low, high = ends
+    return low + u * (high - low)
+
+
+def draw_levels(
+    count: int,
+    sampling: TimestepSampling,
+    shift: float,
+    generator: torch.Generator,
+    lowest: float = 0.0,
+    highest: float = 1.0,
+) -> Tensor:
+    """`count` noise levels in a range, stratified over the distribution so that a batch covers it evenly."""
     u = (torch.arange(count) + torch.rand(count, generator=generator, dtype=torch.float64)) / count
-    u = u[torch.randperm(count, generator=generator)].clamp(1e-6, 1 - 1e-6)
-    return from_quantiles(u, sampling, shift).float()
+    u = within(u[torch.randperm(count, generator=generator)], lowest, highest, sampling, shift)
+    return from_quantiles(u.clamp(1e-6, 1 - 1e-6), sampling, shift).float()

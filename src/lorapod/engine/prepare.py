@@ -6,7 +6,6 @@ half-way and finished later holds the same bytes as one that was made in one go.
 
 from __future__ import annotations
 
-import gc
 import json
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 from lorapod.data import DataPlan, Severity, load_items, shown, summary
+from lorapod.engine.experts import file_for, free_memory
 from lorapod.engine.families import Conditions
 from lorapod.engine.first_frames import FirstFrame
 from lorapod.engine.job import Job, as_pixels
@@ -34,7 +34,7 @@ def prepare(job: Job, stopped: Callable[[], bool]) -> None:
         DatasetError: Items that cannot be used, all named.
         DiskError: No space; what is cached already is kept.
     """
-    _ = job.preview_size  # refused now rather than after hours of caching
+    _refuse_what_cannot_be(job)
     for problem in job.data.problems:
         kind: EventType = "info" if problem.severity is Severity.INFO else "warning"
         emit(kind, message=f"{shown(problem.path)}: {problem.what}", hint=problem.remedy)
@@ -44,17 +44,18 @@ def prepare(job: Job, stopped: Callable[[], bool]) -> None:
         emit("warning", message=message, hint="Choose another trainer if they matter.")
     write_text_whole(job.folder / "data.json", json.dumps(data_sheet(job), indent=2))
     _prepare_text(job, stopped)
-    _free_memory()
+    free_memory()
     if not stopped():
         _prepare_latents(job, stopped)
-        _free_memory()
+        free_memory()
 
 
-def _free_memory() -> None:
-    """Gives back what a model held that is no longer referred to, for the next phase."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+def _refuse_what_cannot_be(job: Job) -> None:
+    """Raises now what would come up only after hours of caching, or of training the first of two experts."""
+    _ = job.first_frames
+    for expert in job.experts:
+        if job.recipe.adapter.continue_from:
+            file_for(expert, job.experts, job.recipe.adapter.continue_from)
 
 
 def data_sheet(job: Job) -> dict[str, Any]:
@@ -120,9 +121,22 @@ def _prepare_latents(job: Job, stopped: Callable[[], bool]) -> None:
     for key in missing_beginnings:
         if stopped():
             return
-        picture = beginnings[key]
-        _keep(job, key, job.family.encode_pixels(vae, _beginning(job, picture))[0], picture.path)
+        _prepare_first_frame(job, vae, key, beginnings[key])
         progress.one_more()
+
+
+def prepare_first_frames(job: Job) -> None:
+    """Caches what previews begin with, where it is not yet."""
+    beginnings = {job.first_frame_key(picture): picture for picture in job.first_frames}
+    missing = [key for key in beginnings if not job.latents_cache.has(key)]
+    if missing:
+        vae = job.family.load_vae(job.base, job.device, job.dtype)
+        for key in missing:
+            _prepare_first_frame(job, vae, key, beginnings[key])
+
+
+def _prepare_first_frame(job: Job, vae: Any, key: str, picture: FirstFrame) -> None:
+    _keep(job, key, job.family.encode_pixels(vae, _beginning(job, picture))[0], picture.path)
 
 
 def _beginning(job: Job, picture: FirstFrame) -> torch.Tensor:

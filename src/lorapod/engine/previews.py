@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -39,12 +41,17 @@ class Previews:
     def latents(self, denoiser: nn.Module, prompts: list[tuple[str, int]]) -> list[Tensor]:
         """Latents (c, f, h, w) of each prompt and seed."""
         job = self.job
-        was_training = denoiser.training
+        with self.drawing(denoiser):
+            return [job.family.sample(denoiser, job.base, self.request(*pair)) for pair in prompts]
+
+    @contextmanager
+    def drawing(self, denoiser: nn.Module) -> Iterator[None]:
+        """Inside the block the denoiser draws: without dropout, in the job's precision."""
+        job, was_training = self.job, denoiser.training
         denoiser.eval()
         with torch.autocast(job.device.type, job.dtype, enabled=job.dtype is not torch.float32):
-            sampled = [job.family.sample(denoiser, job.base, self.request(*pair)) for pair in prompts]
+            yield
         denoiser.train(was_training)
-        return sampled
 
     def request(self, prompt: str, seed: int) -> PreviewRequest:
         settings = self.job.recipe.previews
@@ -65,9 +72,11 @@ class Previews:
 
     def _item(self, prompt: str) -> Conditions:
         """What is cached of the first frame that the prompt's clips begin with; empty where they begin with none."""
-        picture = self.job.first_frame_of(prompt)
-        if picture is None:
+        pictures = self.job.first_frames
+        if not pictures:
             return {}
+        prompts = list(dict.fromkeys(each for each, _ in self.pairs))
+        picture = pictures[prompts.index(prompt) % len(pictures)]
         key = self.job.first_frame_key(picture)
         return self._on_device(self.job.latents_cache.get(key), f"the first frame {picture.path}")
 

@@ -1,7 +1,8 @@
 """Samples prompts by strengths of a LoRA into one grid: `python -m lorapod.engine sample REQUEST.json`.
 
 The request holds `recipe` (path of a recipe.toml, whose base model and preview settings count), `lora`, `prompts`,
-`seeds`, `strengths`, and `out`.
+`seeds`, `strengths`, `first_frames` (for base models that make a clip out of a picture), and `out`. A clip is drawn as a
+strip of its frames. With a base model of two experts each LoRA file that is named after one goes onto that one.
 """
 
 from __future__ import annotations
@@ -9,15 +10,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from PIL import Image
+from torch import Tensor
 
 from lorapod.data.grid import draw_grid
 from lorapod.engine import adapters
 from lorapod.engine.clips import strip_of
+from lorapod.engine.experts import free_memory, renamed_for
+from lorapod.engine.families import Expert, SamplesByExperts, TakesFirstFrame
 from lorapod.engine.job import Job
 from lorapod.engine.output import emit
+from lorapod.engine.prepare import prepare_first_frames
 from lorapod.engine.previews import Previews, decode_all
 from lorapod.engine.train import load_denoiser
+from lorapod.errors import AdapterError, RequestError
 from lorapod.files import written_whole
 from lorapod.workspace import Workspace
 
@@ -28,29 +33,18 @@ def sample(request_file: Path, workspace: Workspace) -> None:
     Raises:
         AdapterError: The LoRA does not fit the base model.
         BaseModelError: The base model is not there.
+        RequestError: The base model needs a first frame and none is given.
     """
     request = json.loads(request_file.read_text(encoding="utf-8"))
     job = Job(Path(request["recipe"]).parent, workspace)
+    job.recipe.previews.first_frames = [Path(path) for path in request.get("first_frames", [])]
     lora, strengths = Path(request["lora"]), [float(s) for s in request["strengths"]]
     rows = [(prompt, int(seed)) for prompt in request["prompts"] for seed in request["seeds"]]
     emit("stage", name="sample", index=1, count=1, total=len(strengths))
-    texts = list(dict.fromkeys([*request["prompts"], job.recipe.previews.negative_prompt]))
-    missing = [text for text in texts if not job.text_cache.has(job.text_key(text))]
-    if missing:
-        encoder = job.family.load_text_encoder(job.base, job.device, job.dtype)
-        for text in missing:
-            job.text_cache.put(job.text_key(text), job.family.encode_text(encoder, [text])[0])
-        del encoder
-    denoiser = load_denoiser(job)
-    adapters.add_lora_file(denoiser, job.family, lora)
+    files = lora_files(lora, job.family.experts)
+    _prepare(job, request["prompts"])
     previews = Previews(job, rows)
-    columns: list[list[Image.Image]] = []
-    latents = []
-    for done, strength in enumerate(strengths, 1):
-        with adapters.scaled(denoiser, strength):
-            latents.append(previews.latents(denoiser, rows))
-        emit("progress", stage="sample", done=done, total=len(strengths), unit="strengths")
-    del denoiser
+    latents = _by_strength(job, previews, files, strengths)
     vae = job.family.load_vae(job.base, job.device, job.dtype)
     columns = [[strip_of(frames) for frames in decode_all(job.family, vae, column)] for column in latents]
     cells = [[column[row] for column in columns] for row in range(len(rows))]
@@ -59,3 +53,74 @@ def sample(request_file: Path, workspace: Workspace) -> None:
     with written_whole(out) as temporary:
         draw_grid(cells, labels, [f"strength {s:g}" for s in strengths]).save(temporary, format="PNG")
     emit("preview", step=0, path=str(out), prompt="; ".join(request["prompts"]), seed=rows[0][1])
+
+
+def lora_files(lora: Path, experts: tuple[Expert, ...]) -> dict[Expert, Path]:
+    """The LoRA file of each expert: of several, the one that the name says, and the other's where it lies beside it.
+
+    Raises:
+        AdapterError: It is not clear which expert the file is of.
+    """
+    if len(experts) == 1:
+        return {experts[0]: lora}
+    named = {each: file for each in experts if (file := renamed_for(each, lora))}
+    if not named:
+        raise AdapterError(
+            f"It is not clear which expert {lora.name} is of",
+            "The base model has two, and their LoRA files differ in their names alone.",
+            "Put `-high` or `-low` at the end of the file's name.",
+        )
+    return {each: file for each, file in named.items() if file.is_file()}
+
+
+def _prepare(job: Job, prompts: list[str]) -> None:
+    """Caches the texts and first frames that are not cached yet."""
+    missing = [t for t in dict.fromkeys([*prompts, job.recipe.previews.negative_prompt]) if not _has_text(job, t)]
+    if missing:
+        encoder = job.family.load_text_encoder(job.base, job.device, job.dtype)
+        for text in missing:
+            job.text_cache.put(job.text_key(text), job.family.encode_text(encoder, [text])[0])
+        del encoder
+        free_memory()
+    needed = isinstance(job.family, TakesFirstFrame) and job.family.first_frame == "needed"
+    if needed and not job.recipe.previews.first_frames:
+        raise RequestError(
+            "This base model makes clips out of a picture, and none is given",
+            "",
+            "Name one to begin with: lorapod sample … --first-frame PICTURE",
+        )
+    prepare_first_frames(job)
+    free_memory()
+
+
+def _has_text(job: Job, text: str) -> bool:
+    return job.text_cache.has(job.text_key(text))
+
+
+def _by_strength(job: Job, previews: Previews, files: dict[Expert, Path], strengths: list[float]) -> list[list[Tensor]]:
+    """Latents of every row at each strength; of several experts one is in memory at a time."""
+    family = job.family
+    if not isinstance(family, SamplesByExperts) or len(job.family.experts) == 1:
+        denoiser = load_denoiser(job, job.family.experts[0])
+        adapters.add_lora_file(denoiser, job.family, files[job.family.experts[0]])
+        latents = []
+        for done, strength in enumerate(strengths, 1):
+            with adapters.scaled(denoiser, strength):
+                latents.append(previews.latents(denoiser, previews.pairs))
+            emit("progress", stage="sample", done=done, total=len(strengths), unit="strengths")
+        return latents
+    samplings = [
+        [family.begin(job.base, previews.request(*row), job.device) for row in previews.pairs] for _ in strengths
+    ]
+    for number, expert in enumerate(job.family.experts, 1):
+        denoiser = load_denoiser(job, expert)
+        if expert in files:
+            adapters.add_lora_file(denoiser, job.family, files[expert])
+        for strength, column in zip(strengths, samplings, strict=True):
+            with adapters.scaled(denoiser, strength), previews.drawing(denoiser):
+                for sampling in column:
+                    family.advance(denoiser, sampling, expert)
+        del denoiser
+        free_memory()
+        emit("progress", stage="sample", done=number, total=len(job.family.experts), unit="experts")
+    return [[family.finish(sampling) for sampling in column] for column in samplings]

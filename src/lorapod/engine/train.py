@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from lorapod import recipe as recipes
 from lorapod.engine import adapters
 from lorapod.engine.batches import Batch, Batches
-from lorapod.engine.checkpoint import Place, checkpoints_in, load_checkpoint, save_checkpoint
+from lorapod.engine.checkpoint import Place, checkpoints_in, load_checkpoint, read_place, save_checkpoint
 from lorapod.engine.evaluate import Evaluation, loss_of
+from lorapod.engine.experts import adapter_copy, drop_frozen, file_for, free_memory, lent, sample_in_turns, take_frozen
 from lorapod.engine.export import write_lora
-from lorapod.engine.families import WeighsBySnr
+from lorapod.engine.families import Expert, WeighsBySnr
 from lorapod.engine.job import Job
 from lorapod.engine.optimizers import build_optimizer, rate_at, weights_for_use
 from lorapod.engine.output import emit
@@ -45,22 +46,37 @@ class Training:
         self.recipe = job.recipe
         self.batches = Batches(job)
         self.total = self.batches.total_steps
-        self.denoiser = load_denoiser(job)
-        self.merge_training_adapter()
-        adapters.add_adapter(
-            self.denoiser, job.family, self.recipe.adapter, self.recipe.alpha, self.recipe.training.seed
-        )
-        if self.recipe.adapter.continue_from:
-            adapters.continue_from(self.denoiser, job.family, self.recipe.adapter.continue_from, self.recipe.alpha)
-        if self.recipe.training.gradient_checkpointing:
-            self.denoiser.enable_gradient_checkpointing()
-        self.parameters = adapters.adapter_parameters(self.denoiser)
-        self.optimizer = build_optimizer(self.recipe.optimizer, self.parameters)
-        self.evaluation = Evaluation(job, self.batches)
         self.previews = Previews(job)
         self.digest = self._digest()
         self.step = 0
         self.saved_step = -1
+        self.finished: dict[str, dict[str, Tensor]] = {}
+
+    def begin(self, expert: Expert) -> None:
+        """Loads an expert (a base model's only denoiser, mostly) with a fresh adapter and optimizer."""
+        job, recipe = self.job, self.recipe
+        self.expert = expert
+        self.denoiser = load_denoiser(job, expert)
+        self.merge_training_adapter()
+        adapters.add_adapter(self.denoiser, job.family, recipe.adapter, recipe.alpha, recipe.training.seed)
+        if recipe.adapter.continue_from:
+            file = file_for(expert, job.experts, recipe.adapter.continue_from)
+            adapters.continue_from(self.denoiser, job.family, file, recipe.alpha)
+        if recipe.training.gradient_checkpointing:
+            self.denoiser.enable_gradient_checkpointing()
+        self.parameters = adapters.adapter_parameters(self.denoiser)
+        self.optimizer = build_optimizer(recipe.optimizer, self.parameters)
+        self.evaluation = Evaluation(job, self.batches, expert)
+
+    @property
+    def first_step(self) -> int:
+        """Steps that were done before the present expert's first."""
+        return self.job.experts.index(self.expert) * self.batches.steps_of_expert
+
+    @property
+    def last_step(self) -> int:
+        """Steps that are done when the present expert is finished."""
+        return self.first_step + self.batches.steps_of_expert
 
     def run(self, resume: bool, stopped: Callable[[], bool]) -> bool:
         """Trains to the end, or until `stopped` says so.
@@ -74,26 +90,39 @@ class Training:
             DiskError: No space.
         """
         emit("stage", name="train", index=3, count=3, total=self.total)
-        if resume:
-            self.restore()
-        if self.step == 0:
+        if not (resume and self.restore()):
+            self.begin(self.job.experts[0])
+        while self.train_expert(stopped):
+            self.finish()
+            if self.step == self.total:
+                return True
+            self.finished[self.expert.suffix] = adapter_copy(self.denoiser)
+            following = self.job.experts[self.job.experts.index(self.expert) + 1]
+            del self.denoiser, self.optimizer, self.parameters, self.evaluation
+            free_memory()
+            self.begin(following)
+        return False
+
+    def train_expert(self, stopped: Callable[[], bool]) -> bool:
+        """Trains the present expert to its end; returns False if `stopped` came before it."""
+        if self.step == self.first_step:
             self.evaluate()
-            if self.recipe.previews.at_start:
+            if self.step == 0 and self.recipe.previews.at_start:
                 self.preview()
         accumulation = self.recipe.training.accumulation
-        upcoming = self.batches.from_number(self.step * accumulation, (self.total - self.step) * accumulation)
+        upcoming = self.batches.from_number(self.step * accumulation, (self.last_step - self.step) * accumulation)
         self.denoiser.train()
         pending: list[Tensor] = []
         rate = 0.0
         began = time.perf_counter()
         report_after = REPORT_SECONDS_ON_GPU if self.job.device.type == "cuda" else REPORT_SECONDS
-        while self.step < self.total:
+        while self.step < self.last_step:
             if stopped():
                 if pending:
                     self.report(pending, rate, (time.perf_counter() - began) / (len(pending) // accumulation))
                 self.checkpoint()
                 return False
-            rate = rate_at(self.recipe.optimizer, self.step, self.total)
+            rate = rate_at(self.recipe.optimizer, self.step - self.first_step, self.batches.steps_of_expert)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             torch.manual_seed(hash((self.recipe.training.seed, self.step)) % 2**63)  # for the adapter's dropout
@@ -107,12 +136,11 @@ class Training:
             self.optimizer.zero_grad(set_to_none=True)
             self.step += 1
             spent = time.perf_counter() - began
-            if spent >= report_after or self.step in (1, self.total) or self.is_due():
+            if spent >= report_after or self.step in (1, self.last_step) or self.is_due():
                 self.report(pending, rate, spent * accumulation / len(pending))
                 pending = []
                 self.between_steps()
                 began = time.perf_counter()
-        self.finish()
         return True
 
     def weighted_loss(self, batch: Batch) -> Tensor:
@@ -143,7 +171,7 @@ class Training:
         if not section.training_adapter:
             yield
             return
-        folder = self.job.base.folder / self.job.family.experts[0].component
+        folder = self.job.base.folder / self.expert.component
         adapters.restore(self.denoiser, self.job.family, section.training_adapter, folder)
         try:
             yield
@@ -156,7 +184,7 @@ class Training:
 
     def between_steps(self) -> None:
         """Evaluates, previews and saves when it is time; the end does all of it once more anyway."""
-        if self.step == self.total:
+        if self.step == self.last_step:
             return
         evaluation, preview, checkpoint, lora = (bool(e) and self.step % e == 0 for e in self._intervals())
         if checkpoint:
@@ -169,11 +197,11 @@ class Training:
             self.preview()
 
     def finish(self) -> None:
-        """The last checkpoint, evaluation, LoRA and previews."""
+        """The last checkpoint, evaluation and LoRA of the present expert, and the run's last previews."""
         self.checkpoint()
         self.evaluate()
         self.save_lora(final=True)
-        if self.recipe.previews.at_end:
+        if self.step == self.total and self.recipe.previews.at_end:
             self.preview()
 
     def report(self, losses: list[Tensor], rate: float, seconds: float) -> None:
@@ -219,7 +247,7 @@ class Training:
     def _digest(self) -> str:
         """Of all that shapes the result: recipe, base model, and the bytes, captions and crops of the data."""
         items = [(self.job.latents_key(i), i.captions, i.repeats, i.caption_dropout) for i in self.job.data.train]
-        weights = self.job.base.fingerprint(self.job.family.experts[0].component)
+        weights = [self.job.base.fingerprint(expert.component) for expert in self.job.experts]
         return hashlib.sha256(repr([recipes.digest(self.recipe), weights, items]).encode()).hexdigest()
 
     def evaluate(self) -> None:
@@ -229,7 +257,25 @@ class Training:
 
     def preview(self) -> None:
         with weights_for_use(self.optimizer), self.training_adapter_removed():
-            self.previews.write(self.denoiser, self.step)
+            if not self.previews.pairs:
+                return
+            if len(self.job.family.experts) == 1:
+                self.previews.write(self.denoiser, self.step)
+            else:
+                self.previews.write_latents(sample_in_turns(self.job, self.previews, self.turn), self.step)
+
+    @contextmanager
+    def turn(self, expert: Expert) -> Iterator[nn.Module]:
+        """The denoiser of an expert while it draws; the one that trains is out of memory while another does."""
+        if expert == self.expert:
+            yield self.denoiser
+            return
+        drop_frozen(self.denoiser)
+        try:
+            with lent(self.job, expert, self.finished.get(expert.suffix)) as denoiser:
+                yield denoiser
+        finally:
+            take_frozen(self.denoiser, load_denoiser(self.job, self.expert))
 
     def save_lora(self, final: bool) -> None:
         folder = self.job.folder / "lora"
@@ -241,8 +287,9 @@ class Training:
                 self.denoiser,
                 self.job.family,
                 self.job.base,
+                self.expert,
                 self.recipe,
-                step=self.step,
+                step=self.step - self.first_step,
                 final=final,
                 items=items,
             )
@@ -254,26 +301,30 @@ class Training:
         if self.saved_step == self.step or self.step == 0:
             return
         self.check_weights()
-        place = Place(self.step, self.digest)
+        place = Place(self.step, self.digest, self.finished)
         folder, keep = self.job.folder / "checkpoints", self.recipe.saving.keep_checkpoints
         path = save_checkpoint(folder, place, self.denoiser, self.optimizer, keep)
         self.saved_step = self.step
         emit("checkpoint", step=self.step, path=str(path.relative_to(self.job.folder)))
 
-    def restore(self) -> None:
-        """Goes on from the newest checkpoint; without one, from the start."""
+    def restore(self) -> bool:
+        """Goes on from the newest checkpoint; False where there is none."""
         kept = checkpoints_in(self.job.folder / "checkpoints")
         if not kept:
             emit("info", message="There is no checkpoint yet; training starts at the first step.")
-            return
-        self.step = load_checkpoint(kept[-1], self.digest, self.denoiser, self.optimizer).step
+            return False
+        done = max(0, read_place(kept[-1]).step - 1) // self.batches.steps_of_expert
+        self.begin(self.job.experts[min(done, len(self.job.experts) - 1)])
+        place = load_checkpoint(kept[-1], self.digest, self.denoiser, self.optimizer)
+        self.step, self.finished = place.step, place.finished
         self.saved_step = self.step
         emit("info", message=f"Going on from step {self.step} of {self.total}.")
+        return True
 
 
-def load_denoiser(job: Job) -> nn.Module:
-    """The frozen denoiser as it is on disk."""
-    return job.family.load_denoiser(job.base, job.family.experts[0], job.device, job.dtype)
+def load_denoiser(job: Job, expert: Expert) -> nn.Module:
+    """A frozen denoiser as it is on disk."""
+    return job.family.load_denoiser(job.base, expert, job.device, job.dtype)
 
 
 def memory_gb(device: torch.device) -> float:

@@ -51,11 +51,13 @@ class BaseModel:
         name: Name of the catalogue, or of the folder.
         family: Architecture, as in `z_image`.
         folder: Folder in diffusers layout.
+        expert: `high` or `low` where the name is that of one expert of a base model with two.
     """
 
     name: str
     family: str
     folder: Path
+    expert: str = ""
 
     def fingerprint(self, component: str) -> str:
         """SHA-256 of a component, as hex: its small files, and names, sizes and 64 spread samples of its weight files.
@@ -89,10 +91,11 @@ def find_base_model(name: str, workspace: Workspace) -> BaseModel:
         raise unknown(name, known)
     if entry is not None and entry.family not in FAMILY_OF_PIPELINE.values():
         raise _cannot_train(f"{entry.title} cannot be trained by the built-in engine yet", entry.family)
-    folder = _folder_of(entry, workspace) if entry else Path(name).expanduser()
+    whole, expert = _whole_of(entry, known) if entry else (None, "")
+    folder = _folder_of(whole, workspace) if whole else Path(name).expanduser()
     if not folder.is_dir():
-        raise _not_there(name, entry, folder)
-    return BaseModel(name if entry else folder.name, _check(folder, entry), folder)
+        raise _not_there(name, whole, folder)
+    return BaseModel(name if entry else folder.name, _check(folder, whole), folder, expert)
 
 
 def find_files(name: str, workspace: Workspace, trainer: str) -> dict[str, list[Path]]:
@@ -130,6 +133,17 @@ def unknown(name: str, known: dict[str, Entry]) -> BaseModelError:
     )
 
 
+def _whole_of(entry: Entry, known: dict[str, Entry]) -> tuple[Entry, str]:
+    """The base model whose diffusers folder an entry's weights are in, and which expert of it the entry is.
+
+    One expert alone is published as single files; in diffusers layout both are in one folder.
+    """
+    if any(spec.layout is Layout.DIFFUSERS for spec in entry.files):
+        return entry, ""
+    name, _, expert = entry.name.rpartition("-")
+    return (known[name], expert) if expert in ("high", "low") and name in known else (entry, "")
+
+
 def _folder_of(entry: Entry, workspace: Workspace) -> Path:
     if entry.packaged:
         return Path(str(resources.files("lorapod") / entry.packaged))
@@ -144,7 +158,7 @@ def _not_there(name: str, entry: Entry | None, folder: Path) -> BaseModelError:
         return BaseModelError(
             f"The base model {name} is not on this machine",
             f"It is looked for in {folder}.",
-            f"Fetch it with: lorapod models pull {name}",
+            f"Fetch it with: lorapod models pull {entry.name}",
         )
     return BaseModelError(
         f"There is no base model at {folder}", "The folder does not exist.", "Check `base_model.name`."

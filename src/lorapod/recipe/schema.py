@@ -72,6 +72,14 @@ class ClipWindows(StrEnum):
     EVERY = "every"
 
 
+class ExpertChoice(StrEnum):
+    """Which denoiser of a base model that has two."""
+
+    BOTH = "both"
+    HIGH = "high"
+    LOW = "low"
+
+
 class LoraFormat(StrEnum):
     COMFYUI = "comfyui"
     DIFFUSERS = "diffusers"
@@ -86,8 +94,13 @@ class BaseModelSection(Section):
     """What the LoRA is trained on."""
 
     name: str = Field(
-        description="Name of a base model of the catalogue (`demo`, `z-image`, `z-image-turbo`), or the path of a folder in "
+        description="Name of a base model of the catalogue (`lorapod models` lists them), or the path of a folder in "
         "diffusers layout."
+    )
+    expert: ExpertChoice = Field(
+        ExpertChoice.BOTH,
+        description="Of a base model with two experts (Wan 2.2 A14B): which is trained. `both` trains one after the other, "
+        "each for the whole number of steps, into two LoRA files whose names end in -high and -low.",
     )
     training_adapter: Path | None = Field(
         None,
@@ -189,7 +202,9 @@ class OptimizerSection(Section):
 class TrainingSection(Section):
     """How long and in what portions."""
 
-    steps: int | None = Field(None, ge=1, description="Optimizer steps. Give this or `epochs`.")
+    steps: int | None = Field(
+        None, ge=1, description="Optimizer steps, of each expert where a base model has two. Give this or `epochs`."
+    )
     epochs: int | None = Field(None, ge=1, description="Passes over the datasets. Give this or `steps`.")
     batch_size: int = Field(1, ge=1, le=1024, description="Items a forward pass.")
     accumulation: int = Field(1, ge=1, description="Forward passes an optimizer step.")
@@ -210,6 +225,11 @@ class TrainingSection(Section):
         le=100,
         description="Weigh the loss of each noise level by Min-SNR with this gamma (SDXL; 5 is usual), so that the easy "
         "levels of little noise do not dominate; 0 weighs all alike.",
+    )
+    first_frame_share: Share = Field(
+        0.0,
+        description="For base models that may be given the first frame (Wan 2.2 TI2V 5B): the share of steps at which a "
+        "clip's is given, and only the rest learnt. 0 trains text to clip alone.",
     )
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass to save memory."

@@ -24,8 +24,12 @@ def sample_grid(
     strengths: list[float],
     seeds: list[int] | None = None,
     out: Path | None = None,
+    first_frames: list[Path] | None = None,
 ) -> Path:
     """Draws a grid of `prompts` by `strengths`; prompts and seeds default to those of the LoRA's recipe.
+
+    Args:
+        first_frames: Pictures that clips begin with, taken in turn by the prompts, where the base model takes them.
 
     Raises:
         RunError: Neither a file nor a run, or the run has no LoRA yet.
@@ -45,6 +49,7 @@ def sample_grid(
             "prompts": prompts or recipe.previews.prompts or [recipe.datasets[0].trigger_word or "a picture"],
             "seeds": seeds or recipe.previews.seeds,
             "strengths": strengths,
+            "first_frames": [str(path.expanduser().resolve()) for path in first_frames or []],
             "out": str(target),
         }
         request_file = Path(folder) / "request.json"

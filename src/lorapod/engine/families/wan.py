@@ -300,7 +300,9 @@ class Wan:
         if not any("given_frames" in item for item in items):
             return None
         places = torch.arange(latents.shape[2], device=latents.device)
-        return torch.stack([places < int(item.get("given_frames", 0)) for item in items])
+        none = torch.zeros((), dtype=torch.long, device=latents.device)
+        counts = torch.stack([item.get("given_frames", none) for item in items])
+        return places < counts[:, None]
 
     def targets(self, targets: Targets) -> str:
         return _TARGETS[targets]

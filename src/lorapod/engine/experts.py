@@ -1,0 +1,118 @@
+"""Base models of two experts: one after the other in a run, one in memory at a time.
+
+Each expert has the recipe's number of steps and an adapter of its own. Previews need both: the one that trains then gives
+its frozen weights back while the other draws, and gets them again from disk; adapter and optimizer stay as they are.
+"""
+
+from __future__ import annotations
+
+import gc
+import re
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lorapod.engine import adapters
+from lorapod.engine.families import Expert, Family, SamplesByExperts
+from lorapod.engine.job import Job
+from lorapod.engine.previews import Previews
+from lorapod.errors import AdapterError
+
+_EXPERT_IN_NAME = re.compile(r"(-high|-low)(?=$|-step\d+|-comfyui|-diffusers)")
+"""What `engine.export` puts into a file's name."""
+
+
+def free_memory() -> None:
+    """Gives back what a model held that is no longer referred to, for the next one."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def drop_frozen(denoiser: nn.Module) -> None:
+    """Frees the frozen weights; the trained ones stay."""
+    for parameter in denoiser.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.new_empty(0)
+    free_memory()
+
+
+def take_frozen(denoiser: nn.Module, fresh: nn.Module) -> None:
+    """Gives the frozen weights of a denoiser that was just loaded to one that dropped its own."""
+    own = {name.replace(".base_layer.", "."): p for name, p in denoiser.named_parameters() if not p.requires_grad}
+    for name, parameter in fresh.named_parameters():
+        own[name].data = parameter.data
+
+
+def adapter_copy(denoiser: nn.Module) -> dict[str, Tensor]:
+    """The adapter's tensors as they are now, on the CPU."""
+    return {name: value.detach().cpu().clone() for name, value in adapters.adapter_tensors(denoiser).items()}
+
+
+def renamed_for(expert: Expert, path: Path) -> Path | None:
+    """The name beside `path` that an expert's LoRA file has; None where `path` is named after no expert."""
+    if not _EXPERT_IN_NAME.search(path.stem):
+        return None
+    return path.with_name(_EXPERT_IN_NAME.sub(expert.suffix, path.stem) + path.suffix)
+
+
+def file_for(expert: Expert, trained: tuple[Expert, ...], path: Path) -> Path:
+    """The LoRA file that an expert continues from: `path`, or with several experts the one beside it of its suffix.
+
+    Raises:
+        AdapterError: The file's name does not say which expert it is of, or the other's is not there.
+    """
+    if len(trained) == 1:
+        return path
+    found = renamed_for(expert, path)
+    suffixes = " and ".join(each.suffix for each in trained)
+    if found is None:
+        raise AdapterError(
+            f"It is not clear which expert {path.name} is of",
+            f"This run trains two, and continues from two files whose names end in {suffixes}.",
+            "Name the files so and give one of them, or train one expert with `base_model.expert`.",
+        )
+    if not found.is_file():
+        raise AdapterError(
+            f"There is no LoRA {found.name} beside {path.name}",
+            f"This run trains two experts, and continues from two files whose names end in {suffixes}.",
+            "Put it there, or train one expert with `base_model.expert`.",
+        )
+    return found
+
+
+def sample_in_turns(
+    job: Job, previews: Previews, turn: Callable[[Expert], AbstractContextManager[nn.Module]]
+) -> list[Tensor]:
+    """Latents of every preview, each expert of the base model drawing its part of all of them.
+
+    Args:
+        turn: Gives a context manager in which an expert's denoiser is in memory.
+    """
+    family = job.family
+    assert isinstance(family, SamplesByExperts)
+    with torch.no_grad():
+        samplings = [family.begin(job.base, previews.request(*pair), job.device) for pair in previews.pairs]
+        for expert in job.family.experts:
+            with turn(expert) as denoiser, previews.drawing(denoiser):
+                for sampling in samplings:
+                    family.advance(denoiser, sampling, expert)
+        return [family.finish(sampling) for sampling in samplings]
+
+
+@contextmanager
+def lent(job: Job, expert: Expert, adapter: dict[str, Tensor] | None) -> Iterator[nn.Module]:
+    """An expert that is not being trained, with its finished adapter if it has one; empty after the block."""
+    family: Family = job.family
+    denoiser = family.load_denoiser(job.base, expert, job.device, job.dtype)
+    if adapter is not None:
+        recipe = job.recipe
+        adapters.add_adapter(denoiser, family, recipe.adapter, recipe.alpha, recipe.training.seed)
+        adapters.load_adapter_tensors(denoiser, adapter, Path(f"{recipe.name}{expert.suffix}"))
+    try:
+        yield denoiser
+    finally:
+        drop_frozen(denoiser)  # whoever still refers to the module, its weights are gone now
