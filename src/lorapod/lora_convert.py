@@ -124,9 +124,18 @@ def convert(source: Path, target: Path, format: LoraFormat) -> Lora:
         DiskError: No space.
     """
     lora = read(source)
-    metadata = lora.metadata | {"lorapod.family": lora.family}
-    write_tensors(target, dict(_tensors(lora, format)), metadata)
+    write(lora, target, format)
     return lora
+
+
+def write(lora: Lora, target: Path, format: LoraFormat) -> None:
+    """Writes a LoRA file in a layout.
+
+    Raises:
+        AdapterError: Its family has no such layout.
+        DiskError: No space.
+    """
+    write_tensors(target, dict(_tensors(lora, format)), lora.metadata | {"lorapod.family": lora.family})
 
 
 def _dtype(stored: str) -> str:
