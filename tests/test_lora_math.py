@@ -74,6 +74,8 @@ def test_merging_adds_each_at_its_strength_and_keeps_layers_of_one_alone(tmp_pat
         "-2",
         "-o",
         tmp_path / "c.safetensors",
+        "--family",
+        "qwen_image",
     )
     found = read(tmp_path / "c.safetensors")
     q, k, mlp = (f"transformer_blocks_0_{name}" for name in ("attn_to_q", "attn_to_k", "img_mlp_net_0_proj"))

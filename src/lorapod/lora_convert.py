@@ -69,8 +69,11 @@ class Lora:
     metadata: dict[str, str]
 
 
-def read(path: Path) -> Lora:
+def read(path: Path, family: str | None = None) -> Lora:
     """Reads a LoRA file of any layout.
+
+    Args:
+        family: Architecture of its base model, where the file does not tell.
 
     Raises:
         AdapterError: No LoRA, of a family that is not known, or it holds what cannot be converted; all named.
@@ -79,12 +82,12 @@ def read(path: Path) -> Lora:
     halves = halves_of(header.tensors)
     if not halves.down or not halves.up:
         raise no_lora(path, list(header.tensors))
-    family = family_of(header.metadata, [*halves.down, *halves.up])
+    family = family or family_of(header.metadata, [*halves.down, *halves.up])
     if family is None:
         raise AdapterError(
             f"It cannot be told which base model {path.name} is for",
             "Neither its metadata nor the names of its layers say so.",
-            "`lorapod lora inspect --keys` lists its layers.",
+            "Say it with --family; `lorapod lora inspect --keys` lists its layers.",
         )
     odd = [*halves.others, *(halves.down.keys() ^ halves.up.keys())]
     if odd:
@@ -113,7 +116,7 @@ def read(path: Path) -> Lora:
     return Lora(family, tuple(layers), metadata)
 
 
-def convert(source: Path, target: Path, format: LoraFormat) -> Lora:
+def convert(source: Path, target: Path, format: LoraFormat, family: str | None = None) -> Lora:
     """Writes the LoRA file `source` to `target` in another layout; `source` is left as it is.
 
     Returns:
@@ -123,7 +126,7 @@ def convert(source: Path, target: Path, format: LoraFormat) -> Lora:
         AdapterError: It cannot be read, or its family has no such layout.
         DiskError: No space.
     """
-    lora = read(source)
+    lora = read(source, family)
     write(lora, target, format)
     return lora
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -23,6 +23,11 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
+
+FamilyOption = Annotated[
+    Literal["flux", "qwen_image", "sdxl", "wan", "z_image"] | None,
+    typer.Option("--family", help="The base model's architecture, where a file does not tell."),
+]
 
 _BAR_CELLS = 30
 _MOST_BLOCKS = 48
@@ -66,13 +71,14 @@ def convert(
         Path | None,
         typer.Option("--out", "-o", help="Where to write. Default: beside the file, the layout in its name."),
     ] = None,
+    family: FamilyOption = None,
 ) -> None:
     """Write a LoRA file in another program's key layout; what it does to the base model stays the same."""
     from lorapod.lora_convert import convert as convert_file  # numpy is slow to import and not needed for --help
 
     target = out or file.with_name(f"{file.stem}-{to.value}.safetensors")
     _refuse_to_overwrite(target)
-    lora = convert_file(file, target, to)
+    lora = convert_file(file, target, to, family)
     layers = len(lora.layers)
     typer.echo(f"{target}: {layers} layers of {lora.family}, in the layout {to.value}")
 
@@ -85,13 +91,14 @@ def resize(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Where to write. Default: beside the file, the rank in its name.")
     ] = None,
+    family: FamilyOption = None,
 ) -> None:
     """Write a LoRA file at a lower rank, as near to the original as that rank allows."""
     from lorapod import lora_convert, lora_math
 
     target = out or file.with_name(f"{file.stem}-rank{rank}.safetensors")
     _refuse_to_overwrite(target)
-    smaller, kept = lora_math.resize(lora_convert.read(file), rank)
+    smaller, kept = lora_math.resize(lora_convert.read(file, family), rank)
     lora_convert.write(smaller, target, to)
     typer.echo(f"{target}: rank {rank} at most, {kept:.1%} of the change kept")
 
@@ -107,6 +114,7 @@ def merge(
         int | None, typer.Option("--rank", min=1, help="Reduce to this rank. Default: the sum of their ranks, exact.")
     ] = None,
     to: Annotated[LoraFormat, typer.Option("--to", help="The key layout to write.")] = LoraFormat.COMFYUI,
+    family: FamilyOption = None,
 ) -> None:
     """Write one LoRA file that does what several do together."""
     from lorapod import lora_convert, lora_math
@@ -120,7 +128,7 @@ def merge(
             "Give --strength once for each file, or leave it out.",
         )
     _refuse_to_overwrite(out)
-    together, kept = lora_math.merge([lora_convert.read(file) for file in files], strengths), 1.0
+    together, kept = lora_math.merge([lora_convert.read(file, family) for file in files], strengths), 1.0
     if rank is not None:
         together, kept = lora_math.resize(together, rank)
     lora_convert.write(together, out, to)
@@ -132,13 +140,14 @@ def compare(
     one: Annotated[Path, typer.Argument(help="A LoRA file.", show_default=False)],
     other: Annotated[Path, typer.Argument(help="Another, of the same base model.", show_default=False)],
     as_json: Annotated[bool, typer.Option("--json", help="Print every layer as JSON, for programs.")] = False,
+    family: FamilyOption = None,
 ) -> None:
     """Show how alike the changes are that two LoRA files make, layer by layer."""
     from dataclasses import asdict
 
     from lorapod import lora_convert, lora_math
 
-    first, second = lora_convert.read(one), lora_convert.read(other)
+    first, second = lora_convert.read(one, family), lora_convert.read(other, family)
     rows = lora_math.compare(first, second)
     if as_json:
         typer.echo(json.dumps({"cosine": lora_math.overall(rows), "layers": [asdict(row) for row in rows]}, indent=2))
