@@ -173,6 +173,15 @@ def test_what_a_family_cannot_do_is_refused_before_anything_is_cached(
     assert not (workspace / "cache").exists()
 
 
+def test_a_negative_prompt_without_effect_is_named(
+    recipe_file: Callable[..., Path], tmp_path: Path, models: Callable[[str], Path]
+) -> None:
+    change = ["training.steps=1", "previews.negative_prompt='blurry'", "previews.at_start=false"]
+    run = run_folder(recipe_file, models("flux"), tmp_path / "workspace/run", change)
+    warnings = [event for event in train(run, tmp_path / "workspace") if event["type"] == "warning"]
+    assert len(warnings) == 1 and "negative prompt" in warnings[0]["message"]
+
+
 def test_a_caption_that_clip_cannot_read_whole_is_named(
     recipe_file: Callable[..., Path], tmp_path: Path, models: Callable[[str], Path]
 ) -> None:

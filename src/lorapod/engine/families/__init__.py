@@ -16,6 +16,7 @@ from lorapod.engine.families.base import (
     ShiftsByResolution,
     TakesFirstFrame,
     TakesPlacement,
+    TellsGuidance,
     WeighsBySnr,
 )
 from lorapod.models import BaseModel
@@ -52,6 +53,7 @@ __all__ = [
     "ShiftsByResolution",
     "TakesFirstFrame",
     "TakesPlacement",
+    "TellsGuidance",
     "WeighsBySnr",
     "family_named",
     "family_of",

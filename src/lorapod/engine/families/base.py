@@ -157,6 +157,14 @@ class ShiftsByResolution(Protocol):
 
 
 @runtime_checkable
+class TellsGuidance(Protocol):
+    """A family with base models that are told their guidance, and so are not led away from a negative prompt."""
+
+    def ignores_negative_prompt(self, base: BaseModel) -> bool:
+        """Whether this base model is one of them."""
+
+
+@runtime_checkable
 class WeighsBySnr(Protocol):
     """A family that learns a diffusion with a signal-to-noise ratio at each noise level."""
 

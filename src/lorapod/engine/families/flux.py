@@ -9,6 +9,7 @@ ones) is previewed with classifier-free guidance in its place. Not covered: Kont
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,6 +107,10 @@ class Flux:
 
     def decode_latents(self, vae: nn.Module, latents: Tensor) -> Tensor:
         return autoencoder.decode(vae, latents)
+
+    def ignores_negative_prompt(self, base: BaseModel) -> bool:
+        config = json.loads((base.folder / self.experts[0].component / "config.json").read_text(encoding="utf-8"))
+        return bool(config.get("guidance_embeds"))
 
     def resolution_shift(self, latents_shape: tuple[int, ...]) -> float:
         """mu of the scheduler's configuration: 0.5 at 256 tokens, 1.15 at 4,096."""
