@@ -171,17 +171,17 @@ def inspect(path: Path) -> LoraInfo:
     Raises:
         AdapterError: There is no such file, it is no safetensors file or cut off, or it holds no LoRA.
     """
-    header = _read_header(path)
-    halves = _halves(header.tensors)
+    header = read_header(path)
+    halves = halves_of(header.tensors)
     if not halves.down and not halves.up:
-        raise _no_lora(path, list(header.tensors))
+        raise no_lora(path, list(header.tensors))
     data = np.memmap(path, dtype=np.uint8, mode="r")
-    declared_alpha = _diffusers_alpha(header.metadata)
+    declared_alpha = diffusers_alpha(header.metadata)
     modules = tuple(
         _module(name, header.tensors, halves, data, declared_alpha) for name in halves.down if name in halves.up
     )
     metadata, names = header.metadata, [*halves.down, *halves.up]
-    family = _family(metadata, names)
+    family = family_of(metadata, names)
     steps = metadata.get("ss_steps") or metadata.get("ss_max_train_steps") or ""
     return LoraInfo(
         path=path,
@@ -274,7 +274,7 @@ def make_reproducible(path: Path) -> None:
         AdapterError: It is no safetensors file or cut off.
         DiskError: The disk is full or cannot be written.
     """
-    header = _read_header(path)
+    header = read_header(path)
     with path.open("rb") as source, written_whole(path) as temporary:
         source.seek(header.length)
         digest = sha256()
@@ -293,7 +293,7 @@ def make_reproducible(path: Path) -> None:
             shutil.copyfileobj(source, target, 1 << 20)
 
 
-def _read_header(path: Path) -> _Header:
+def read_header(path: Path) -> _Header:
     if not path.is_file():
         raise AdapterError(
             f"There is no LoRA file at {path}", "", "Check the path; runs keep theirs in their `lora` folder."
@@ -330,7 +330,7 @@ def _tensor(spec: dict[str, Any], offset: int) -> _Tensor:
     return _Tensor(spec["dtype"], shape, offset + start, offset + end)
 
 
-def _halves(tensors: Mapping[str, _Tensor]) -> _Halves:
+def halves_of(tensors: Mapping[str, _Tensor]) -> _Halves:
     found = _Halves({}, {}, {}, [])
     for key in tensors:
         if match := _HALF.fullmatch(key):
@@ -353,10 +353,10 @@ def _module(
     if len(down.shape) < 2 or len(up.shape) < 2 or down.shape[0] != up.shape[1] or not rank:
         return LoraModule(plain, block, rank, float(rank), None, "halves of different ranks")
     alpha = declared_alpha if declared_alpha is not None else float(rank)
-    stored = _values(tensors[halves.alphas[name]], data) if name in halves.alphas else None
+    stored = values_of(tensors[halves.alphas[name]], data) if name in halves.alphas else None
     if stored is not None and stored.size == 1:
         alpha = float(stored.reshape(()))
-    a, b = _values(down, data), _values(up, data)
+    a, b = values_of(down, data), values_of(up, data)
     if a is None or b is None:
         return LoraModule(plain, block, rank, alpha, None, f"a type that is not measured here ({down.dtype})")
     if not (np.isfinite(a).all() and np.isfinite(b).all() and math.isfinite(alpha)):
@@ -371,7 +371,7 @@ def _product_norm(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
     return math.sqrt(max(0.0, float(np.sum((b.T @ b) * (a @ a.T)))))
 
 
-def _values(tensor: _Tensor, data: Any) -> np.ndarray[Any, Any] | None:
+def values_of(tensor: _Tensor, data: Any) -> np.ndarray[Any, Any] | None:
     """The tensor as float64, or None where numpy has no such type."""
     raw: np.ndarray[Any, Any] = data[tensor.start : tensor.end]
     if tensor.dtype == "BF16":  # numpy lacks bfloat16: it is the upper half of a float32
@@ -402,7 +402,7 @@ def _warnings(
         yield "Alpha stands only in the metadata, where ComfyUI does not look: its effect differs there."
 
 
-def _no_lora(path: Path, keys: Sequence[str]) -> AdapterError:
+def no_lora(path: Path, keys: Sequence[str]) -> AdapterError:
     kind = next((kind for part, kind in _OTHER_ADAPTERS.items() if any(part in key for key in keys)), None)
     if kind:
         return AdapterError(f"{path} holds a {kind}, not a LoRA", "", "Only LoRA files can be read so far.")
@@ -413,7 +413,7 @@ def _no_lora(path: Path, keys: Sequence[str]) -> AdapterError:
     )
 
 
-def _family(metadata: Mapping[str, str], names: Sequence[str]) -> str | None:
+def family_of(metadata: Mapping[str, str], names: Sequence[str]) -> str | None:
     if named := metadata.get("lorapod.family"):
         return named
     architecture = metadata.get("modelspec.architecture", "").partition("/")[0].lower()
@@ -431,7 +431,7 @@ def _format(halves: _Halves) -> LoraLayout:
     return "kohya" if any(".lora_down." in key or key.startswith("lora_") for key in keys) else "diffusers"
 
 
-def _diffusers_alpha(metadata: Mapping[str, str]) -> float | None:
+def diffusers_alpha(metadata: Mapping[str, str]) -> float | None:
     """Alpha from the adapter configuration that diffusers keeps as JSON in the metadata."""
     try:
         config = json.loads(metadata.get("lora_adapter_metadata", "{}"))

@@ -9,7 +9,8 @@ from pathlib import Path
 import av
 import numpy as np
 from PIL import Image
-from tests.data.looks import drawn
+
+from data.looks import drawn
 
 SIZE = (192, 128)
 

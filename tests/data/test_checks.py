@@ -3,14 +3,14 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tests.conftest import DEMO
-from tests.data.looks import blurred, cropped, drawn, in_bars, mirrored, saved_again, scaled
 
+from data.looks import blurred, cropped, drawn, in_bars, mirrored, saved_again, scaled
 from lorapod.data import Geometry, MediaCache, Problem, Severity
 from lorapod.data.checks import Checked, TextLimit, check, limit_of
 from lorapod.data.checks.tokens import estimate
 from lorapod.recipe.schema import DatasetSection
 
+DEMO = Path(__file__).parents[2] / "src/lorapod/demo"
 SIZE = (512, 384)
 GEOMETRY = Geometry(16)
 DEMO_LIMIT = limit_of("demo", "z_image", 512, DEMO / "model")

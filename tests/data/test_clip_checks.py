@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tests.data.looks import drawn, in_bars
-from tests.data.moving import SIZE, scene, still, write
 
+from data.looks import drawn, in_bars
+from data.moving import SIZE, scene, still, write
 from lorapod.data import Geometry, Severity, scan
 from lorapod.data.checks import Checked, check
 from lorapod.data.clips import probe_clip

@@ -3,8 +3,8 @@ import random
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
-from tests.data.looks import cropped, drawn, mirrored, saved_again, scaled
 
+from data.looks import cropped, drawn, mirrored, saved_again, scaled
 from lorapod.data.duplicates import near_duplicates, near_hashes
 from lorapod.data.look import Look, look_at_picture
 

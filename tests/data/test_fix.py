@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tests.data.looks import drawn, in_bars
 
+from data.looks import drawn, in_bars
 from lorapod.data import Geometry, scan
 from lorapod.data.checks import Checked, check
 from lorapod.data.export import Layout, export

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image, ImageDraw
-from tests.data.looks import blurred, drawn, in_bars
 
+from data.looks import blurred, drawn, in_bars
 from lorapod.data import Item, MediaCache, scan
 from lorapod.data.look import LONGEST_SIDE, Look, look_at_picture, looks
 from lorapod.errors import DatasetError

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tests.data.looks import drawn, in_bars, mirrored
 from typer.testing import CliRunner, Result
 
+from data.looks import drawn, in_bars, mirrored
 from lorapod.cli.dataset import app
 from lorapod.errors import DatasetError, RequestError
 from lorapod.workspace import Workspace

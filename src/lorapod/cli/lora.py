@@ -1,10 +1,10 @@
-"""`lorapod lora`: look into a LoRA file."""
+"""`lorapod lora`: look into LoRA files, and make others of them."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -12,18 +12,31 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
+from lorapod.recipe.schema import LoraFormat
+
 if TYPE_CHECKING:
     from lorapod.lora_file import LoraInfo
 
-app = typer.Typer(help="Look into LoRA files.", no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+app = typer.Typer(
+    help="Look into LoRA files, convert, shrink, merge and compare them.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+FamilyOption = Annotated[
+    Literal["flux", "qwen_image", "sdxl", "wan", "z_image"] | None,
+    typer.Option("--family", help="The base model's architecture, where a file does not tell."),
+]
 
 _BAR_CELLS = 30
 _MOST_BLOCKS = 48
+_LEAST_ALIKE = 12
 
 
 @app.callback()
 def _group() -> None:
-    """Look into LoRA files."""
+    """Look into LoRA files, convert, shrink, merge and compare them."""
 
 
 @app.command()
@@ -48,6 +61,121 @@ def inspect(
         console.print(_layers(info))
     for warning in info.warnings:
         console.print(f"[yellow]![/] {escape(warning)}")
+
+
+@app.command()
+def convert(
+    file: Annotated[Path, typer.Argument(help="A LoRA file (.safetensors), from any trainer.", show_default=False)],
+    to: Annotated[LoraFormat, typer.Option("--to", help="The key layout to write.")] = LoraFormat.COMFYUI,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Where to write. Default: beside the file, the layout in its name."),
+    ] = None,
+    family: FamilyOption = None,
+) -> None:
+    """Write a LoRA file in another program's key layout; what it does to the base model stays the same."""
+    from lorapod.lora_convert import convert as convert_file  # numpy is slow to import and not needed for --help
+
+    target = out or file.with_name(f"{file.stem}-{to.value}.safetensors")
+    _refuse_to_overwrite(target)
+    lora = convert_file(file, target, to, family)
+    layers = len(lora.layers)
+    typer.echo(f"{target}: {layers} layers of {lora.family}, in the layout {to.value}")
+
+
+@app.command()
+def resize(
+    file: Annotated[Path, typer.Argument(help="A LoRA file (.safetensors), from any trainer.", show_default=False)],
+    rank: Annotated[int, typer.Option("--rank", min=1, help="The largest rank to keep.", show_default=False)],
+    to: Annotated[LoraFormat, typer.Option("--to", help="The key layout to write.")] = LoraFormat.COMFYUI,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Where to write. Default: beside the file, the rank in its name.")
+    ] = None,
+    family: FamilyOption = None,
+) -> None:
+    """Write a LoRA file at a lower rank, as near to the original as that rank allows."""
+    from lorapod import lora_convert, lora_math
+
+    target = out or file.with_name(f"{file.stem}-rank{rank}.safetensors")
+    _refuse_to_overwrite(target)
+    smaller, kept = lora_math.resize(lora_convert.read(file, family), rank)
+    lora_convert.write(smaller, target, to)
+    typer.echo(f"{target}: rank {rank} at most, {kept:.1%} of the change kept")
+
+
+@app.command()
+def merge(
+    files: Annotated[list[Path], typer.Argument(help="LoRA files of one base model.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where to write.", show_default=False)],
+    strength: Annotated[
+        list[float] | None, typer.Option("--strength", "-s", help="Strength of each file, in their order. Default: 1.")
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option("--rank", min=1, help="Reduce to this rank. Default: the sum of their ranks, exact.")
+    ] = None,
+    to: Annotated[LoraFormat, typer.Option("--to", help="The key layout to write.")] = LoraFormat.COMFYUI,
+    family: FamilyOption = None,
+) -> None:
+    """Write one LoRA file that does what several do together."""
+    from lorapod import lora_convert, lora_math
+    from lorapod.errors import RequestError
+
+    strengths = strength or [1.0] * len(files)
+    if len(strengths) != len(files):
+        raise RequestError(
+            f"{len(files)} files, but {len(strengths)} strengths",
+            "",
+            "Give --strength once for each file, or leave it out.",
+        )
+    _refuse_to_overwrite(out)
+    together, kept = lora_math.merge([lora_convert.read(file, family) for file in files], strengths), 1.0
+    if rank is not None:
+        together, kept = lora_math.resize(together, rank)
+    lora_convert.write(together, out, to)
+    typer.echo(f"{out}: {len(together.layers)} layers of {together.family}, {kept:.1%} of the change kept")
+
+
+@app.command()
+def compare(
+    one: Annotated[Path, typer.Argument(help="A LoRA file.", show_default=False)],
+    other: Annotated[Path, typer.Argument(help="Another, of the same base model.", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="Print every layer as JSON, for programs.")] = False,
+    family: FamilyOption = None,
+) -> None:
+    """Show how alike the changes are that two LoRA files make, layer by layer."""
+    from dataclasses import asdict
+
+    from lorapod import lora_convert, lora_math
+
+    first, second = lora_convert.read(one, family), lora_convert.read(other, family)
+    rows = lora_math.compare(first, second)
+    if as_json:
+        typer.echo(json.dumps({"cosine": lora_math.overall(rows), "layers": [asdict(row) for row in rows]}, indent=2))
+        return
+    alone = [len(lora.layers) - len(rows) for lora in (first, second)]
+    table = _pairs(
+        f"{one.name} and {other.name}",
+        {
+            "Cosine": f"{lora_math.overall(rows):.4f}  (1 the same direction, 0 nothing in common)",
+            "Layers in both": str(len(rows)),
+            "Only in one": f"{alone[0]} and {alone[1]}",
+        },
+    )
+    table_of_layers = _table("Least alike")
+    for column in ("layer", "cosine", "norms"):
+        table_of_layers.add_column(column, style="dim" if column == "layer" else None)
+    for row in sorted(rows, key=lambda row: row.cosine)[:_LEAST_ALIKE]:
+        table_of_layers.add_row(escape(row.module), f"{row.cosine:.4f}", f"{row.norms[0]:.4g}  {row.norms[1]:.4g}")
+    console = Console()
+    console.print(table)
+    console.print(table_of_layers)
+
+
+def _refuse_to_overwrite(target: Path) -> None:
+    if target.exists():
+        from lorapod.errors import RequestError
+
+        raise RequestError(f"{target} exists already", "", "Name another file with --out, or move it away.")
 
 
 def _facts(info: LoraInfo) -> Table:

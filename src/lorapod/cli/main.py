@@ -23,7 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "dataset": ("lorapod.cli.dataset:app", "Look at a dataset before it is trained on."),
     "runs": ("lorapod.cli.runs:app", "List, watch and stop runs."),
     "sample": ("lorapod.cli.sample:sample", "Draw a grid of prompts by strengths with a trained LoRA."),
-    "lora": ("lorapod.cli.lora:app", "Look into LoRA files."),
+    "lora": ("lorapod.cli.lora:app", "Look into LoRA files, convert, shrink, merge and compare them."),
 }
 """Name to (module:attribute, short help); the attribute is a Typer application or a plain function."""
 

@@ -20,7 +20,7 @@ from lorapod.recipe.schema import AdapterSection
 
 NAME = "default"
 _KEY = re.compile(
-    r"^(?:diffusion_model\.|transformer\.|base_model\.model\.)?(?P<module>.+?)\."
+    r"^(?:diffusion_model\.|transformer\.|unet\.|base_model\.model\.)?(?P<module>.+?)\."
     r"(?:(?P<half>lora_A|lora_B|lora_down|lora_up)(?:\.default)?\.weight|(?P<alpha>alpha))$"
 )
 _HALVES = {"lora_A": "A", "lora_down": "A", "lora_B": "B", "lora_up": "B"}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lorapod.data import TrainItem, batches
-from lorapod.engine.families import Conditions, Expert
+from lorapod.engine.families import Conditions, Expert, ShiftsByResolution, TakesPlacement
 from lorapod.engine.job import Job
 from lorapod.engine.noise import draw_levels, generator_for
 from lorapod.errors import TrainingError
@@ -99,7 +99,7 @@ class Batches:
         entries = [self.latents(item) for item in chosen]
         latents = torch.stack([_drawn(entry, generator) for entry in entries])
         noise = _normal(latents, generator)
-        sampling, shift, expert = self.recipe.timestep_sampling, self.recipe.timestep_shift, self.expert_of(number)
+        sampling, shift, expert = self.recipe.timestep_sampling, shift_of(self.job, latents), self.expert_of(number)
         levels = draw_levels(len(chosen), sampling, shift, generator, expert.lowest, expert.highest)
         texts = [self.text(self._caption(item, epoch, generator)) for item in chosen]
         if self.recipe.first_frame_share and latents.shape[2] > 1:
@@ -110,7 +110,8 @@ class Batches:
         entry = self.job.latents_cache.get(self._keys[id(item)])
         if entry is None:
             raise _cache_gone(str(item.item.path))
-        return entry
+        family = self.job.family
+        return family.placed(entry, item.placement) if isinstance(family, TakesPlacement) else entry
 
     def text(self, caption: str) -> Conditions:
         entry = self.job.text_cache.get(self.job.text_key(caption))
@@ -132,6 +133,14 @@ class Batches:
         if epoch not in self._epochs:
             self._epochs = {epoch: batches(self.job.data.train, self.recipe.batch_size, epoch, self.recipe.seed)}
         return self._epochs[epoch]
+
+
+def shift_of(job: Job, latents: Tensor) -> float:
+    """How far noise levels are shifted for latents (..., h, w): the recipe's shift, times the base model's for the size."""
+    shift = job.recipe.training.timestep_shift
+    if job.recipe.training.resolution_shift and isinstance(job.family, ShiftsByResolution):
+        shift *= job.family.resolution_shift(tuple(latents.shape))
+    return shift
 
 
 def _drawn(entry: Conditions, generator: torch.Generator) -> Tensor:

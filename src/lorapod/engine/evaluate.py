@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lorapod.data import TrainItem
-from lorapod.engine.batches import Batch, Batches
+from lorapod.engine.batches import Batch, Batches, shift_of
 from lorapod.engine.families import Expert
 from lorapod.engine.job import Job
 from lorapod.engine.noise import from_quantiles, generator_for, within
@@ -36,9 +36,10 @@ class Evaluation:
         training, count = self.job.recipe.training, self.job.recipe.evaluation.quantiles
         u = (torch.arange(count, dtype=torch.float64) + 0.5) / count
         expert = self.expert
-        u = within(u, expert.lowest, expert.highest, training.timestep_sampling, training.timestep_shift)
-        levels = from_quantiles(u, training.timestep_sampling, training.timestep_shift).float()
         entry, text = source.latents(item), source.text(item.captions[0])
+        shift = shift_of(self.job, entry["mean"])
+        u = within(u, expert.lowest, expert.highest, training.timestep_sampling, shift)
+        levels = from_quantiles(u, training.timestep_sampling, shift).float()
         generator = generator_for("evaluation", item.item.sha256, list(item.placement.resize_to))
         latents = entry["mean"].expand(count, *entry["mean"].shape)
         noise = torch.randn(latents.shape, generator=generator)

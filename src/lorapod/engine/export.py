@@ -16,25 +16,34 @@ from lorapod.engine.families import Expert, Family
 from lorapod.engine.storage import save_tensors
 from lorapod.files import written_whole
 from lorapod.lora_file import make_reproducible, metadata_for
+from lorapod.lora_names import kohya
 from lorapod.models import BaseModel
 from lorapod.recipe import Recipe
 from lorapod.recipe.schema import LoraFormat, Precision
 
 DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP32: torch.float32}
 
+_DIFFUSERS = ("transformer.", "unet.")
+
 
 def lora_tensors(denoiser: nn.Module, family: Family, recipe: Recipe, format: LoraFormat) -> dict[str, Tensor]:
     """`<key>.lora_A.weight` (r, in), `<key>.lora_B.weight` (out, r), and `<key>.alpha` where alpha is not the rank.
 
-    Readers scale by alpha / rank and take 1 where no alpha is stored (facts of ComfyUI's weight adapter).
+    Readers scale by alpha / rank and take 1 where no alpha is stored (facts of ComfyUI's weight adapter). Under kohya's
+    names the halves are `lora_down` and `lora_up` and alpha is always there, as sd-scripts reads them. Under diffusers'
+    names there is no alpha, since its loaders refuse the key: the scale is in B.
     """
     dtype = DTYPES[recipe.saving.precision]
+    scale = recipe.alpha / recipe.adapter.rank
     out: dict[str, Tensor] = {}
     for name, value in adapter_tensors(denoiser).items():
         module, half = name.rsplit(".", 1)
         key = family.export_key(module, format)
-        out[f"{key}.lora_{half}.weight"] = value.detach().to("cpu", dtype).contiguous()
-        if recipe.alpha != recipe.adapter.rank:
+        is_kohya, is_diffusers = key.startswith(kohya.PREFIX), key.startswith(_DIFFUSERS)
+        folded = value.detach().to("cpu") * (scale if is_diffusers and half == "B" else 1)
+        suffix = {"A": "down", "B": "up"}[half] if is_kohya else half
+        out[f"{key}.lora_{suffix}.weight"] = folded.to(dtype).contiguous()
+        if is_kohya or (scale != 1 and not is_diffusers):
             out[f"{key}.alpha"] = torch.tensor(recipe.alpha)
     return out
 

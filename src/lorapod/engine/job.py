@@ -14,13 +14,15 @@ from torch import Tensor
 from lorapod import recipe as recipes
 from lorapod.data import DataPlan, Geometry, MediaCache, TrainItem, plan_datasets, shown
 from lorapod.engine.cache import Cache
-from lorapod.engine.families import Expert, Family, TakesFirstFrame, family_of
+from lorapod.engine.families import Expert, Family, ShiftsByResolution, TakesFirstFrame, WeighsBySnr, family_of
 from lorapod.engine.first_frames import FirstFrame, first_frames
 from lorapod.errors import DatasetError, RequestError
 from lorapod.models import BaseModel, find_base_model, find_training_adapter
 from lorapod.recipe import Recipe
 from lorapod.recipe.schema import ExpertChoice, Precision
 from lorapod.workspace import Workspace
+
+_TEXT_PARTS = ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2")
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,27 @@ class Job:
         return plan
 
     def _refuse_what_is_not_trained_with(self) -> None:
+        training = self.recipe.training
+        if training.resolution_shift and not isinstance(self.family, ShiftsByResolution):
+            raise RequestError(
+                "This base model's noise levels do not depend on the size of the picture",
+                "`training.resolution_shift` is for FLUX.1 and Qwen-Image.",
+                "Leave it out; `training.timestep_shift` shifts all sizes alike.",
+            )
+        if training.min_snr_gamma and not isinstance(self.family, WeighsBySnr):
+            raise RequestError(
+                "This base model is not trained with Min-SNR weights",
+                "`training.min_snr_gamma` is for SDXL; flow-matching models weigh noise levels by how often they are drawn.",
+                "Leave it out.",
+            )
+        for format in self.recipe.saving.formats:
+            if format not in self.family.formats:
+                can = ", ".join(f"`{each.value}`" for each in self.family.formats)
+                raise RequestError(
+                    f"A LoRA of this base model cannot be written in the layout `{format.value}`",
+                    f"Programs would not find its layers by the names that the family {self.family.name} would have there.",
+                    f"Choose `saving.formats` among {can}.",
+                )
         use = self.family.first_frame if isinstance(self.family, TakesFirstFrame) else "unknown"
         if self.recipe.training.first_frame_share and use != "taken":
             raise RequestError(
@@ -112,8 +135,10 @@ class Job:
 
     @cached_property
     def text_cache(self) -> Cache:
-        made_by = f"{self.base.fingerprint('tokenizer')} {self.base.fingerprint('text_encoder')} {self.dtype}"
-        return Cache(self.workspace.cache / "text", made_by)
+        parts = [part for part in _TEXT_PARTS if (self.base.folder / part).is_dir()]
+        # The family too: two of them may ask the same encoder for different layers.
+        made_by = [self.family.name, *(self.base.fingerprint(part) for part in parts), str(self.dtype)]
+        return Cache(self.workspace.cache / "text", " ".join(made_by))
 
     @cached_property
     def latents_cache(self) -> Cache:

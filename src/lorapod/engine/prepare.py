@@ -16,7 +16,7 @@ import torch
 
 from lorapod.data import DataPlan, Severity, load_items, shown, summary
 from lorapod.engine.experts import file_for, free_memory
-from lorapod.engine.families import Conditions
+from lorapod.engine.families import Conditions, TellsGuidance
 from lorapod.engine.first_frames import FirstFrame
 from lorapod.engine.job import Job, as_pixels
 from lorapod.engine.output import emit
@@ -38,6 +38,10 @@ def prepare(job: Job, stopped: Callable[[], bool]) -> None:
     for problem in job.data.problems:
         kind: EventType = "info" if problem.severity is Severity.INFO else "warning"
         emit(kind, message=f"{shown(problem.path)}: {problem.what}", hint=problem.remedy)
+    family, negative = job.family, job.recipe.previews.negative_prompt
+    if negative and isinstance(family, TellsGuidance) and family.ignores_negative_prompt(job.base):
+        message = "The negative prompt of the previews has no effect: this base model is told its guidance as a number"
+        emit("warning", message=message, hint="Leave `previews.negative_prompt` out.")
     masked = sum(item.item.mask_path is not None for item in job.items())
     if masked:
         message = f"The masks of {masked} items are not used: the built-in trainer does not train with masks yet"
@@ -86,7 +90,7 @@ def _prepare_text(job: Job, stopped: Callable[[], bool]) -> None:
         if stopped():
             return
         entry = job.family.encode_text(encoder, [captions[key]])[0]
-        if len(entry["tokens"]) >= job.family.token_limit():
+        if _is_cut(entry, job.family.token_limit()):
             emit(
                 "warning",
                 message=f"A caption is longer than {job.family.token_limit()} tokens: {captions[key][:60]}…",
@@ -94,6 +98,11 @@ def _prepare_text(job: Job, stopped: Callable[[], bool]) -> None:
             )
         job.text_cache.put(key, entry)
         progress.one_more()
+
+
+def _is_cut(entry: Conditions, limit: int) -> bool:
+    """Whether a caption was longer than what the encoder reads."""
+    return int(entry["length"]) > limit if "length" in entry else len(entry["tokens"]) >= limit
 
 
 def _prepare_latents(job: Job, stopped: Callable[[], bool]) -> None:

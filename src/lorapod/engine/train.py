@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from lorapod import recipe as recipes
 from lorapod.engine import adapters
-from lorapod.engine.batches import Batches
+from lorapod.engine.batches import Batch, Batches
 from lorapod.engine.checkpoint import Place, checkpoints_in, load_checkpoint, read_place, save_checkpoint
 from lorapod.engine.evaluate import Evaluation, loss_of
 from lorapod.engine.experts import adapter_copy, drop_frozen, file_for, free_memory, lent, sample_in_turns, take_frozen
 from lorapod.engine.export import write_lora
-from lorapod.engine.families import Expert
+from lorapod.engine.families import Expert, WeighsBySnr
 from lorapod.engine.job import Job
 from lorapod.engine.optimizers import build_optimizer, rate_at, weights_for_use
 from lorapod.engine.output import emit
@@ -127,7 +127,7 @@ class Training:
                 group["lr"] = rate
             torch.manual_seed(hash((self.recipe.training.seed, self.step)) % 2**63)  # for the adapter's dropout
             for _ in range(accumulation):
-                loss = loss_of(self.job, self.denoiser, next(upcoming).to(self.job.device)).mean()
+                loss = self.weighted_loss(next(upcoming).to(self.job.device))
                 (loss / accumulation).backward()
                 pending.append(loss.detach())
             if self.recipe.optimizer.clip_norm:
@@ -142,6 +142,14 @@ class Training:
                 self.between_steps()
                 began = time.perf_counter()
         return True
+
+    def weighted_loss(self, batch: Batch) -> Tensor:
+        """What is learnt from a batch, a scalar. Evaluation weighs all alike, so that its curves can be compared."""
+        losses = loss_of(self.job, self.denoiser, batch)
+        gamma = self.recipe.training.min_snr_gamma
+        if gamma and isinstance(self.job.family, WeighsBySnr):
+            losses = losses * self.job.family.min_snr_weight(batch.noise_level, gamma)
+        return losses.mean()
 
     def is_due(self) -> bool:
         """Whether something is done after this step."""

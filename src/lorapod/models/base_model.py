@@ -22,14 +22,16 @@ from lorapod.models.store import Store
 from lorapod.recipe.schema import BaseModelSection
 from lorapod.workspace import Workspace
 
-FAMILY_OF_PIPELINE = {"ZImagePipeline": "z_image", "WanPipeline": "wan", "WanImageToVideoPipeline": "wan"}
+FAMILY_OF_PIPELINE = {
+    "FluxPipeline": "flux",
+    "QwenImagePipeline": "qwen_image",
+    "StableDiffusionXLPipeline": "sdxl",
+    "WanPipeline": "wan",
+    "WanImageToVideoPipeline": "wan",
+    "ZImagePipeline": "z_image",
+}
 """Class of the diffusers pipeline (`model_index.json`) to family."""
 
-_OTHER_PIPELINES = {
-    "FluxPipeline": "flux",
-    "StableDiffusionXLPipeline": "sdxl",
-    "QwenImagePipeline": "qwen_image",
-}
 _WEIGHTLESS = {
     "scheduler": "scheduler_config.json",
     "tokenizer": "tokenizer_config.json",
@@ -211,12 +213,8 @@ def _check(folder: Path, entry: Entry | None) -> str:
     pipeline = index.get("_class_name")
     family = FAMILY_OF_PIPELINE.get(str(pipeline))
     if family is None:
-        other = _OTHER_PIPELINES.get(str(pipeline))
-        what = f"The base model in {folder} cannot be trained by the built-in engine"
-        if other:
-            raise _cannot_train(what, other)
         raise BaseModelError(
-            what,
+            f"The base model in {folder} cannot be trained by the built-in engine",
             f"Its pipeline class is {pipeline}, which lorapod does not know.",
             f"Use a base model of one of these families: {', '.join(sorted(set(FAMILY_OF_PIPELINE.values())))}.",
         )
@@ -244,8 +242,7 @@ def family_of_folder(folder: Path) -> str | None:
     Raises:
         BaseModelError: model_index.json is not there or cannot be read.
     """
-    pipeline = str(_read_json(folder / "model_index.json").get("_class_name"))
-    return FAMILY_OF_PIPELINE.get(pipeline) or _OTHER_PIPELINES.get(pipeline)
+    return FAMILY_OF_PIPELINE.get(str(_read_json(folder / "model_index.json").get("_class_name")))
 
 
 def _components(index: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -83,6 +83,7 @@ class ExpertChoice(StrEnum):
 class LoraFormat(StrEnum):
     COMFYUI = "comfyui"
     DIFFUSERS = "diffusers"
+    KOHYA = "kohya"
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -214,6 +215,18 @@ class TrainingSection(Section):
         TimestepSampling.LOGIT_NORMAL, description="Distribution from which the noise level is drawn before the shift."
     )
     timestep_shift: float = Field(1.0, gt=0, le=100, description="s' = k s / (1 + (k - 1) s); above 1 favours noise.")
+    resolution_shift: bool = Field(
+        False,
+        description="Shift by the size of the picture too, as the base model's own sampler does: larger pictures get more "
+        "noise (FLUX.1, Qwen-Image). `timestep_shift` then multiplies it.",
+    )
+    min_snr_gamma: float = Field(
+        0.0,
+        ge=0,
+        le=100,
+        description="Weigh the loss of each noise level by Min-SNR with this gamma (SDXL; 5 is usual), so that the easy "
+        "levels of little noise do not dominate; 0 weighs all alike.",
+    )
     first_frame_share: Share = Field(
         0.0,
         description="For base models that may be given the first frame (Wan 2.2 TI2V 5B): the share of steps at which a "

@@ -13,11 +13,18 @@ from lorapod.engine.families.base import (
     NamesLayers,
     PreviewRequest,
     SamplesByExperts,
+    ShiftsByResolution,
     TakesFirstFrame,
+    TakesPlacement,
+    TellsGuidance,
+    WeighsBySnr,
 )
 from lorapod.models import BaseModel
 
 _FAMILIES = {
+    "flux": ("lorapod.engine.families.flux", "Flux"),
+    "qwen_image": ("lorapod.engine.families.qwen_image", "QwenImage"),
+    "sdxl": ("lorapod.engine.families.sdxl", "SDXL"),
     "wan": ("lorapod.engine.families.wan", "Wan"),
     "z_image": ("lorapod.engine.families.z_image", "ZImage"),
 }
@@ -43,7 +50,11 @@ __all__ = [
     "NamesLayers",
     "PreviewRequest",
     "SamplesByExperts",
+    "ShiftsByResolution",
     "TakesFirstFrame",
+    "TakesPlacement",
+    "TellsGuidance",
+    "WeighsBySnr",
     "family_named",
     "family_of",
 ]

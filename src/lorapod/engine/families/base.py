@@ -4,7 +4,8 @@ Shapes use b batch, c channels, f frames, h and w height and width; pictures hav
 travel as a dictionary by name, so that a family can add its own without the engine knowing:
 
     text     what the denoiser is told: {"tokens": (l, d)} for Z-Image; FLUX adds "pooled" (d,), SDXL too, Qwen-Image has
-             one encoder's tokens. Unpadded and one item each, so that a cached entry does not depend on its batch.
+             one encoder's tokens. Unpadded and one item each, so that a cached entry does not depend on its batch; where
+             the denoiser attends to padding, of full length, with "length" (), the caption's tokens before it was cut.
     latents  what the VAE says of an item: {"mean": (c, f, h, w), "deviation": likewise}, normalised as the denoiser
              expects them; without "deviation" the mean alone is trained on. Wan I2V adds "first_frame" (c + 4, f, h, w)
              and "image" (257, d): conditioning that is made from pixels is cached with them and comes back in `loss`.
@@ -23,6 +24,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from lorapod.data import Placement
 from lorapod.models import BaseModel
 from lorapod.recipe.schema import LoraFormat, Targets
 
@@ -73,6 +75,9 @@ class Family(Protocol):
 
     experts: tuple[Expert, ...]
 
+    formats: tuple[LoraFormat, ...]
+    """Key layouts that its LoRA files can be written in."""
+
     def load_text_encoder(self, base: BaseModel, device: torch.device, dtype: torch.dtype) -> Any:
         """Tokenizer and encoder(s), frozen, as one object that `encode_text` takes."""
 
@@ -109,7 +114,7 @@ class Family(Protocol):
         """Regular expression that fully matches the names of the modules which get an adapter."""
 
     def export_key(self, module: str, format: LoraFormat) -> str:
-        """Key prefix of an adapted module in a LoRA file of that format, without `.lora_A.weight`."""
+        """Key prefix of an adapted module in a LoRA file of one of `formats`, without `.lora_A.weight`."""
 
     def sample(self, denoiser: nn.Module, base: BaseModel, request: PreviewRequest) -> Tensor:
         """Normalised latents (c, f, h, w) of one preview."""
@@ -133,6 +138,38 @@ class TakesFirstFrame(Protocol):
 
     def conditions_made_by(self, base: BaseModel) -> str:
         """What cached latents depend on beside the VAE; empty where that is all."""
+
+
+@runtime_checkable
+class TakesPlacement(Protocol):
+    """A family whose denoiser is told how a picture was resized and cut."""
+
+    def placed(self, entry: Conditions, placement: Placement) -> Conditions:
+        """A cached entry with what is told beside it."""
+
+
+@runtime_checkable
+class ShiftsByResolution(Protocol):
+    """A family whose sampler shifts noise levels further the larger the picture is."""
+
+    def resolution_shift(self, latents_shape: tuple[int, ...]) -> float:
+        """k of s' = k s / (1 + (k - 1) s) for latents (..., h, w)."""
+
+
+@runtime_checkable
+class TellsGuidance(Protocol):
+    """A family with base models that are told their guidance, and so are not led away from a negative prompt."""
+
+    def ignores_negative_prompt(self, base: BaseModel) -> bool:
+        """Whether this base model is one of them."""
+
+
+@runtime_checkable
+class WeighsBySnr(Protocol):
+    """A family that learns a diffusion with a signal-to-noise ratio at each noise level."""
+
+    def min_snr_weight(self, noise_level: Tensor, gamma: float) -> Tensor:
+        """Weight of each item's loss (b,) by Min-SNR-gamma (arXiv 2303.09556)."""
 
 
 @runtime_checkable

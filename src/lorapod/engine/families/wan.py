@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from lorapod.engine.families.base import Conditions, Expert, PreviewRequest
 from lorapod.engine.families.flow import noised, velocity_loss
-from lorapod.engine.families.wan_names import diffusers_name, original_name
+from lorapod.lora_names.kohya import kohya_name
+from lorapod.lora_names.wan import diffusers_name, original_name
 from lorapod.models import BaseModel
 from lorapod.recipe.schema import LoraFormat, Targets
 
@@ -153,6 +154,7 @@ class Wan:
 
     name = "wan"
     frame_step = TEMPORAL
+    formats = tuple(LoraFormat)
 
     def __init__(self, variant: Variant | None = None) -> None:
         self.variant = variant or Variant()
@@ -306,6 +308,8 @@ class Wan:
         return _TARGETS[targets]
 
     def export_key(self, module: str, format: LoraFormat) -> str:
+        if format is LoraFormat.KOHYA:
+            return kohya_name(original_name(module))
         return f"diffusion_model.{original_name(module)}" if format is LoraFormat.COMFYUI else f"transformer.{module}"
 
     def module_of(self, name: str) -> str:

@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lorapod.engine.families import autoencoder
 from lorapod.engine.families.base import Conditions, Expert, PreviewRequest
+from lorapod.engine.families.flow import noised, velocity_loss
 from lorapod.models import BaseModel
 from lorapod.recipe.schema import LoraFormat, Targets
 
@@ -45,6 +47,7 @@ class ZImage:
     frame_step = 1
     fps = None
     experts = (Expert(),)
+    formats = (LoraFormat.COMFYUI, LoraFormat.DIFFUSERS)  # ComfyUI does not load kohya's names of split layers here
 
     def load_text_encoder(self, base: BaseModel, device: torch.device, dtype: torch.dtype) -> TextEncoder:
         from transformers import AutoModel, AutoTokenizer
@@ -74,23 +77,14 @@ class ZImage:
         return [{"tokens": row[keep].cpu()} for row, keep in zip(states, real, strict=True)]
 
     def load_vae(self, base: BaseModel, device: torch.device, dtype: torch.dtype) -> nn.Module:
-        from diffusers import AutoencoderKL
+        return autoencoder.load(base, device, dtype)
 
-        vae = AutoencoderKL.from_pretrained(base.folder / "vae", torch_dtype=dtype, local_files_only=True)
-        return vae.to(device).eval().requires_grad_(False)
-
-    @torch.no_grad()
     def encode_pixels(self, vae: nn.Module, pixels: Tensor) -> list[Conditions]:
-        posterior = vae.encode(pixels[:, :, 0].to(vae.device, vae.dtype)).latent_dist
-        shift, scale = vae.config.shift_factor, vae.config.scaling_factor
-        means = ((posterior.mean.float() - shift) * scale)[:, :, None].cpu()  # (b, c, 1, h, w)
-        deviations = (posterior.std.float() * scale)[:, :, None].cpu()
-        return [{"mean": m.clone(), "deviation": d.clone()} for m, d in zip(means, deviations, strict=True)]
+        entries: list[Conditions] = autoencoder.encode(vae, pixels)
+        return entries
 
-    @torch.no_grad()
     def decode_latents(self, vae: nn.Module, latents: Tensor) -> Tensor:
-        raw = latents[:, :, 0].float() / vae.config.scaling_factor + vae.config.shift_factor
-        return vae.decode(raw.to(vae.device, vae.dtype)).sample.float()[:, :, None]
+        return autoencoder.decode(vae, latents)
 
     def load_denoiser(self, base: BaseModel, expert: Expert, device: torch.device, dtype: torch.dtype) -> nn.Module:
         from diffusers import ZImageTransformer2DModel
@@ -116,9 +110,8 @@ class ZImage:
         items: list[Conditions],
         texts: list[Conditions],
     ) -> Tensor:
-        s = noise_level.view(-1, 1, 1, 1, 1)
-        predicted = self.velocity(denoiser, (1 - s) * latents + s * noise, noise_level, texts)
-        return (predicted - (noise - latents)).square().flatten(1).mean(1)
+        predicted = self.velocity(denoiser, noised(latents, noise, noise_level), noise_level, texts)
+        return velocity_loss(predicted, latents, noise)
 
     def targets(self, targets: Targets) -> str:
         return _TARGETS[targets]
