@@ -8,6 +8,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class View:
+    """A folder of one kind of media of a dataset, as an external trainer reads it: media linked, captions beside them.
+
+    Attributes:
+        dataset: Number of the recipe's dataset.
+        kind: `picture` or `clip`.
+        fps: Frames a second that all of its clips have; None where that is not known.
+    """
+
+    dataset: int
+    kind: Literal["picture", "clip"]
+    path: Path
+    fps: float | None = None
 
 
 @dataclass(frozen=True)
@@ -33,6 +50,9 @@ class RenderContext:
     """Folder for what the trainer itself writes."""
 
     gpus: int = 1
+
+    views: list[View] = field(default_factory=list)
+    """`data` cut up by kind of media and frame rate, where the data is at hand."""
 
 
 @dataclass(frozen=True)
