@@ -1,0 +1,85 @@
+"""What musubi-tuner prints, as events. Its progress bar overwrites itself: pieces between carriage returns are read too.
+
+`loss` is the bar's `avr_loss`, a moving average over an epoch. A resumed training counts from 0 again there; `offset`
+makes the steps go on. Not covered: its TensorBoard files, which hold the loss of each step.
+"""
+
+from __future__ import annotations
+
+import re
+
+from lorapod.events import Event, event
+
+_BAR = re.compile(
+    r"(?P<what>[^\r\n]{0,200}?):?\s+\d+%\|[^|]{0,400}\|\s*(?P<done>\d+)/(?P<total>\d+) "
+    r"\[[\d:]+<[\d:?]+,\s*(?P<rate>[\d.?]+)(?P<unit>s/it|it/s)(?:, (?:avr|avg)_loss=(?P<loss>[^,\]\s]+))?"
+)
+_EPOCH = re.compile(r"epoch (\d+)/(\d+)$")
+_SAVED = re.compile(r"saving checkpoint: (.+\.safetensors)$")
+_STATE = re.compile(r"(?:.*:)?saving (?:state at (?:epoch|step) (\d+)|last state)")
+_ITEMS = re.compile(r"(\d+)it \[")
+_LONGEST = 4096
+"""No line that says something is longer, and a regular expression over a megabyte is slow."""
+
+
+class Reader:
+    """Reads the output of one stage.
+
+    Args:
+        stage: Its name, for progress.
+        offset: Steps that were done before, when it resumes.
+        learning_rate: The recipe's, since the bar does not show the present one.
+    """
+
+    def __init__(self, stage: str, offset: int = 0, learning_rate: float = 0.0) -> None:
+        self.stage, self.offset, self.learning_rate = stage, offset, learning_rate
+        self.epoch, self.step = 1, offset
+
+    def read(self, line: str) -> Event | None:
+        """The event of a line, or None for one that is only for the log."""
+        if len(line) > _LONGEST:
+            line = line[-_LONGEST:]
+        if "%|" in line:
+            return self._bar(line)
+        line = line.strip()
+        if line.startswith("epoch ") and (found := _EPOCH.match(line)):
+            self.epoch = int(found[1])
+        elif "saving" in line:
+            return self._saved(line)
+        elif not self.stage.startswith("train") and (found := _ITEMS.search(line)):
+            return event("progress", stage=self.stage, done=int(found[1]), total=0, unit="batches")
+        return None
+
+    def _bar(self, line: str) -> Event | None:
+        states = list(_BAR.finditer(line))
+        if not states:
+            return None
+        found = states[-1]  # of a bar whose states were not taken apart
+        done, total = int(found["done"]), int(found["total"])
+        if not found["what"].strip().endswith("steps"):
+            if self.stage.startswith("train"):
+                return None  # loading and sampling draw bars of their own
+            return event("progress", stage=self.stage, done=done, total=total, unit="batches")
+        if found["loss"] is None:
+            return None
+        self.step = done + self.offset
+        rate = float(found["rate"]) if found["rate"] != "?" else 0.0
+        seconds = rate if found["unit"] == "s/it" else 1 / rate if rate else 0.0
+        return event(
+            "step", step=self.step, total=total + self.offset, epoch=self.epoch, loss=_number(found["loss"]),
+            lr=self.learning_rate, seconds=round(seconds, 4),
+        )  # fmt: skip
+
+    def _saved(self, line: str) -> Event | None:
+        if found := _SAVED.search(line):
+            return event("lora", step=self.step, path=found[1], format="kohya", base_model="")
+        if _STATE.match(line):
+            return event("info", message=f"Its state is saved at step {self.step}")
+        return None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
