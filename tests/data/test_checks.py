@@ -13,7 +13,7 @@ from lorapod.recipe.schema import DatasetSection
 
 SIZE = (512, 384)
 GEOMETRY = Geometry(16)
-DEMO_LIMIT = limit_of("demo", "z_image", 512, DEMO / "model")
+DEMO_LIMIT = limit_of("demo", 512, 8, DEMO / "model")
 
 
 def put(folder: Path, name: str, picture: Image.Image, caption: str | None = "") -> Path:
@@ -204,7 +204,7 @@ def test_all_captions_alike_and_no_trigger_word_are_only_noted(tmp_path: Path) -
 def test_captions_are_estimated_and_said_to_be_without_a_tokenizer(tmp_path: Path) -> None:
     folder = clean(tmp_path / "one", 6)
     put(folder, "long.png", drawn(50, SIZE), "zorb, " + "grass, " * 60)
-    found = check([section(folder)], GEOMETRY, text=limit_of("sdxl", "sdxl", 77, None))
+    found = check([section(folder)], GEOMETRY, text=limit_of("sdxl", 77, 2, None))
     assert "about 121 tokens (estimated: its tokenizer is not on disk), of which sdxl reads 75" in said(
         found, folder / "long.png"
     )

@@ -378,13 +378,13 @@ def _of_model(name: str, workspace: Workspace) -> tuple[Geometry, TextLimit | No
     # An entry says what is its own; the rest is as with the others of its family.
     related = [*([known[name]] if name in known else []), *(e for e in known.values() if e.family == family)]
     sizes = next((e.geometry for e in related if e.geometry), None)
-    tokens = next((e.text_tokens for e in related if e.text_tokens), None)
+    tokens, around = next(((e.text_tokens, e.text_tokens_around) for e in related if e.text_tokens), (None, 0))
     geometry = (
         Geometry(sizes.divisor, frame_step=sizes.frame_step or 1, fps=sizes.fps)
         if sizes
         else Geometry(_DIVISOR, frame_step=_FRAME_STEP, fps=_FPS)
     )
-    return geometry, limit_of(Path(name).name, family or "", tokens, folder)
+    return geometry, limit_of(Path(name).name, tokens, around, folder)
 
 
 def _workspace(context: typer.Context) -> Workspace:

@@ -20,8 +20,8 @@ from lorapod.data.checks.tokens import TextLimit, limit_of
 from lorapod.data.facts import Progress
 from lorapod.data.look import Look, looks
 from lorapod.data.media_cache import MediaCache
-from lorapod.data.plan import DatasetPlan, plan_dataset
-from lorapod.data.scan import Item, Scan, scan
+from lorapod.data.plan import DatasetPlan, plan_dataset, scan_section
+from lorapod.data.scan import Item, Scan
 from lorapod.data.walk import Problem, Severity
 from lorapod.recipe.schema import DatasetSection
 
@@ -79,19 +79,11 @@ def check(
     Raises:
         DatasetError: A folder cannot be used, or a resolution or a number of frames fits nothing.
     """
-    scans = [
-        scan(
-            section.path,
-            section.recursive,
-            progress,
-            cache=cache,
-            masks=section.masks,
-            alpha_masks=section.alpha_masks,
-            control=section.control,
-        )
-        for section in sections
+    scans = [scan_section(section, cache, progress) for section in sections]
+    plans = [
+        plan_dataset(section, geometry, seed, dataset=i, found=found)
+        for i, (section, found) in enumerate(zip(sections, scans, strict=True))
     ]
-    plans = [plan_dataset(section, geometry, seed, dataset=i, cache=cache) for i, section in enumerate(sections)]
     items = {item.path: item for found in scans for item in found.items}
     seen = looks(list(items.values()), cache, progress)
     problems = [problem for plan in plans for problem in plan.problems]
