@@ -77,7 +77,7 @@ def _orphan(path: Path) -> Problem:
 def take_mask_labels(folder: Folder) -> tuple[dict[Path, FileId], list[Problem]]:
     """Masks that lie beside their pictures by OneTrainer's names; they are taken out of the folder's pictures."""
     pictures = folder.files[Kind.PICTURE]
-    labels = [file for file in pictures if file.path.stem.endswith(MASK_LABEL)]
+    labels = [file for file in pictures if MASK_LABEL in file.path.name and file.path.stem.endswith(MASK_LABEL)]
     if not labels:
         return {}, []
     by_stem: dict[str, list[Path]] = {}
