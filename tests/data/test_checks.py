@@ -7,7 +7,7 @@ from tests.conftest import DEMO
 from tests.data.looks import blurred, cropped, drawn, in_bars, mirrored, saved_again, scaled
 
 from lorapod.data import Geometry, MediaCache, Problem, Severity
-from lorapod.data.checks import Checked, TextLimit, check, limit_of
+from lorapod.data.checks import Checked, Goal, TextLimit, check, limit_of
 from lorapod.data.checks.tokens import estimate
 from lorapod.recipe.schema import DatasetSection
 
@@ -244,3 +244,27 @@ def test_a_second_check_decodes_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("lorapod.data.facts.probe", refuse)
     again = checked(section(folder), cache=cache)
     assert (again.problems, again.looks) == (first.problems, first.looks)
+
+
+@pytest.mark.parametrize(
+    ("goal", "expected"),
+    [
+        (None, ""),
+        (Goal.CHARACTER, "6 items: few for a character, which wants 10 at least"),
+        (Goal.STYLE, "6 items: few for a style, which wants 20 at least"),
+        (Goal.MOTION, "No clips: few for a motion, which wants 8 at least"),
+    ],
+)
+def test_how_many_items_are_few_depends_on_the_goal(tmp_path: Path, goal: Goal | None, expected: str) -> None:
+    folder = clean(tmp_path / "one", 6)
+    found = check([section(folder)], GEOMETRY, goal=goal)
+    assert said(found, folder).startswith(expected)
+    assert bool(said(found, folder)) is (goal is not None)
+
+
+def test_too_many_items_for_a_character_are_said(tmp_path: Path) -> None:
+    folder = tmp_path / "many"
+    for i in range(101):
+        put(folder, f"{i}.png", drawn(i, (64, 48)), f"zorb {i}")
+    assert "101 items: many for a character" in said(check([section(folder)], GEOMETRY, goal=Goal.CHARACTER), folder)
+    assert "many for" not in said(check([section(folder)], GEOMETRY, goal=Goal.STYLE), folder)

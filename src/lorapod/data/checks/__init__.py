@@ -15,7 +15,7 @@ from pathlib import Path
 from lorapod.data.buckets import Geometry
 from lorapod.data.checks.appearance import about_looks
 from lorapod.data.checks.captions import about_captions
-from lorapod.data.checks.together import about_amounts, about_copies
+from lorapod.data.checks.together import Goal, about_amounts, about_copies
 from lorapod.data.checks.tokens import TextLimit, limit_of
 from lorapod.data.facts import Progress
 from lorapod.data.look import Look, looks
@@ -25,7 +25,7 @@ from lorapod.data.scan import Item, Scan
 from lorapod.data.walk import Problem, Severity
 from lorapod.recipe.schema import DatasetSection
 
-__all__ = ["Checked", "TextLimit", "check", "limit_of"]
+__all__ = ["Checked", "Goal", "TextLimit", "check", "limit_of"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ def check(
     seed: int = 0,
     text: TextLimit | None = None,
     sightings: int | None = None,
+    goal: Goal | None = None,
     cache: MediaCache | None = None,
     progress: Progress | None = None,
 ) -> Checked:
@@ -75,6 +76,7 @@ def check(
         seed: The recipe's, which decides what is held out.
         text: What the base model reads of a caption; None where it is not known.
         sightings: Items that the training takes in all, None where it is not known.
+        goal: What the training is for, which says how many items are few or many; None where it is not known.
 
     Raises:
         DatasetError: A folder cannot be used, or a resolution or a number of frames fits nothing.
@@ -91,6 +93,6 @@ def check(
     for section, found, plan in zip(sections, scans, plans, strict=True):
         problems += about_looks(plan, seen, geometry.fps)
         problems += about_captions(section, found, text)
-    problems += about_amounts(sections, plans, sightings)
+    problems += about_amounts(sections, plans, sightings, goal)
     once = sorted(dict.fromkeys(problems), key=lambda problem: problem.rank)
     return Checked(list(sections), scans, plans, seen, once)
