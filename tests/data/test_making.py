@@ -113,6 +113,7 @@ def test_work_that_was_stopped_goes_on_where_it_was(
     with pytest.raises(DiskError):
         fix_datasets(source, tmp_path / "out")
     assert (tmp_path / "out" / JOURNAL).is_file()
+    (tmp_path / "out" / ".turned.png.abcdefgh.part").write_bytes(b"half")  # as a killed process leaves it
     monkeypatch.setattr("lorapod.data.fix.copy_whole", whole)
     remake = fix.remake_picture
     monkeypatch.setattr(

@@ -51,6 +51,7 @@ class NewFolder:
         self._work = json.dumps(work, sort_keys=True)
         self._journal = self.root / JOURNAL
         self._done: dict[str, dict[str, Any]] = {}
+        self._went_on = False
         refuse_taken(out)
         try:
             self.root.mkdir(parents=True, exist_ok=True)
@@ -72,6 +73,7 @@ class NewFolder:
                 "What was begun there had another dataset, other options or another command.",
                 "Run that command again to finish it, or give a new folder.",
             )
+        self._went_on = True
         for line in lines[1:]:
             try:
                 done = json.loads(line)
@@ -136,9 +138,18 @@ class NewFolder:
     def finish(self) -> None:
         """Says that all is made. Raises DiskError."""
         try:
+            if self._went_on:
+                self._sweep()
             self._journal.unlink()
         except OSError as error:
             raise disk_error(error, self._journal) from error
+
+    def _sweep(self) -> None:
+        """Removes halves of our own files that are left where the process was killed while it wrote them."""
+        for half in self.root.rglob(".*.part"):
+            name = half.name[1:].rpartition(".")[0].rpartition(".")[0]  # as `written_whole` calls them
+            if any(each.name[:80] == name for each in half.parent.iterdir() if each != half):
+                half.unlink()
 
 
 def refuse_taken(out: Path) -> None:
