@@ -8,7 +8,8 @@ from data.looks import drawn, in_bars
 from lorapod.data import Geometry, scan
 from lorapod.data.checks import Checked, check
 from lorapod.data.export import Layout, export
-from lorapod.data.fix import fix_datasets, new_folder, resize
+from lorapod.data.fix import fix_datasets, resize
+from lorapod.data.making import refuse_taken
 from lorapod.errors import DatasetError
 from lorapod.files import sha256_of
 from lorapod.recipe.schema import DatasetSection
@@ -91,10 +92,10 @@ def test_a_folder_that_holds_anything_is_refused(folder: Path, tmp_path: Path) -
     with pytest.raises(DatasetError, match="is not empty"):
         fix_datasets(checked(folder), tmp_path / "taken")
     with pytest.raises(DatasetError, match="is not empty"):
-        new_folder(folder)
+        refuse_taken(folder)
     (tmp_path / "file").touch()
     with pytest.raises(DatasetError, match="is a file"):
-        new_folder(tmp_path / "file")
+        refuse_taken(tmp_path / "file")
 
 
 def test_resize_to_the_bucket_gives_what_training_would_see(folder: Path, tmp_path: Path) -> None:

@@ -169,7 +169,9 @@ def _entry(name: str, family: str, spec: FileSpec, base: Entry | None) -> Entry:
                 trainers[trainer] = support
     elif spec.layout is Layout.DIFFUSERS and family in FAMILY_OF_PIPELINE.values():
         trainers["builtin"] = {"needs": ("diffusers/*",)}
-    keep = ("geometry", "text_tokens", "lora_targets", "timesteps", "shapes", "parameters", "modality")
+    keep = (
+        "geometry", "text_tokens", "text_tokens_around", "lora_targets", "timesteps", "shapes", "parameters", "modality",
+    )  # fmt: skip
     shared = {k: getattr(base, k) for k in keep} if base else {"modality": "clip" if family == "wan" else "picture"}
     return Entry(
         name=name,
