@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.data.looks import drawn, in_bars
-from tests.data.moving import scene, write
 
+from data.looks import drawn, in_bars
+from data.moving import scene, write
 from lorapod.data import Geometry, fix, scan
 from lorapod.data.checks import Checked, check
 from lorapod.data.export import Layout, export

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from tests.data.looks import drawn
 
+from data.looks import drawn
 from lorapod.data import Geometry, load_items, plan_datasets
 from lorapod.recipe.schema import ClipWindows, DatasetSection
 
