@@ -132,7 +132,7 @@ def print_made(made: Sequence[Made], out: Path, *, quiet: bool = False) -> None:
     if len(changed) > _LISTED:
         typer.echo(f"  and {len(changed) - _LISTED} more")
     left_out = sum(not each.targets for each in made)
-    counts = [f"{len(changed) - left_out} made anew", f"{len(made) - len(changed)} copied as they are"]
+    counts = [f"{len(changed) - left_out} changed", f"{len(made) - len(changed)} copied as they are"]
     counts += [f"{left_out} left out"] if left_out else []
     typer.echo(f"{', '.join(counts)}, into {shown(out)}. The originals are untouched.")
 

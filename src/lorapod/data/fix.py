@@ -19,7 +19,7 @@ from lorapod.data.carry import CONTROL, carry
 from lorapod.data.checks import Checked
 from lorapod.data.facts import Progress
 from lorapod.data.look import Look
-from lorapod.data.making import NewFolder, copy_whole
+from lorapod.data.making import NewFolder, copy_whole, free_name, renamed
 from lorapod.data.plan import TrainItem
 from lorapod.data.remake import Box, Made, placed, remake_clip, remake_picture
 from lorapod.data.scan import Item
@@ -117,7 +117,7 @@ def _copies(
     def make_whole(item: Item, target: Path) -> Made:
         made, placement = make(item, target)
         said = carry(item, made.targets, controls, folder.root, placement)
-        return replace(made, what=(*made.what, *said))
+        return replace(made, what=(*made.what, *renamed(item, target), *said))
 
     made = folder.make(jobs, make_whole, progress)
     folder.finish()
@@ -136,11 +136,7 @@ def _targets(checked: Checked, root: Path) -> Iterable[tuple[Item, Path]]:
             seen.add(item.path)
             inner = item.path.relative_to(found.folder)
             base = root / found.folder.name / inner if several else root / inner
-            target, number = base, 2
-            while str(target.with_suffix("")).casefold() in taken:
-                target, number = base.with_stem(f"{base.stem} {number}"), number + 1
-            taken.add(str(target.with_suffix("")).casefold())
-            yield item, target
+            yield item, free_name(base, taken)
 
 
 def _fixed(item: Item, target: Path, look: Look | None) -> _Made:

@@ -7,6 +7,7 @@ are as they were; another work, or a finished folder, is refused. Every file app
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -22,6 +23,9 @@ from lorapod.data.scan import Item
 from lorapod.data.threads import in_order
 from lorapod.errors import DatasetError
 from lorapod.files import disk_error, written_whole
+
+_LONGEST_STEM = 228
+"""Bytes; file systems take names of 255, and `-masklabel.png` or a number has to fit behind it."""
 
 JOURNAL = ".lorapod-unfinished.jsonl"
 
@@ -169,6 +173,25 @@ def refuse_taken(out: Path) -> None:
             f"It holds {shown(held.name)}, for example; nothing is ever overwritten.",
             "Give a new folder, or empty that one.",
         )
+
+
+def free_name(wanted: Path, taken: set[str]) -> Path:
+    """A path like the wanted one whose stem no other has, whatever the case, since captions go by stems; it is noted in
+    `taken`. A name so long that nothing could be put behind it is shortened."""
+    stem = wanted.stem
+    if len(os.fsencode(stem)) > _LONGEST_STEM:
+        mark = hashlib.sha256(os.fsencode(stem)).hexdigest()[:8]
+        stem = os.fsencode(stem)[: _LONGEST_STEM - 9].decode("utf-8", "ignore") + f" {mark}"
+    target, number = wanted.with_stem(stem), 2
+    while str(target.with_suffix("")).casefold() in taken:
+        target, number = wanted.with_stem(f"{stem} {number}"), number + 1
+    taken.add(str(target.with_suffix("")).casefold())
+    return target
+
+
+def renamed(item: Item, wanted: Path) -> list[str]:
+    """What is said of an item whose wanted path has another name than it; nothing of others."""
+    return [] if wanted.stem == item.path.stem else [f"renamed to {shown(wanted.name)}"]
 
 
 def copy_whole(source: Path, target: Path) -> None:
