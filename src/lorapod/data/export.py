@@ -105,7 +105,8 @@ def export(
     if not parts:
         why = left_out[0].what[0] if left_out else "No item can be used."
         raise DatasetError(f"There is nothing that {layout.value} could train on", why, "Choose another trainer.")
-    folder = NewFolder(out, {"export": layout.value, "captions": caption_extension, "datasets": wanted})
+    work = {"export": layout.value, "captions": caption_extension, "datasets": wanted}
+    folder = NewFolder(out, work, [found.folder for found in checked.scans])
     jobs = {target: (part, item) for part in parts for item, target in _named(part)}
     made = folder.make(
         [(item, target) for target, (_, item) in jobs.items()],

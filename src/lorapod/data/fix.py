@@ -109,7 +109,8 @@ def _copies(
     checked: Checked, out: Path, work: Any, make: Callable[[Item, Path], _Made], progress: Progress | None
 ) -> list[Made]:
     """Every item made into the new folder, with what lies beside it."""
-    folder = NewFolder(out, {"work": work, "folders": [str(found.folder) for found in checked.scans]})
+    sources = [found.folder for found in checked.scans]
+    folder = NewFolder(out, {"work": work, "folders": [str(each) for each in sources]}, sources)
     jobs = list(_targets(checked, folder.root))
     taken = {target.relative_to(folder.root).parts[0] for _, target in jobs}
     controls = folder.root / next(name for name in (CONTROL, f"{CONTROL} pictures") if name not in taken)

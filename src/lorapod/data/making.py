@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +40,15 @@ class NewFolder:
         resumed: How many items were done before.
     """
 
-    def __init__(self, out: Path, work: dict[str, Any]) -> None:
+    def __init__(self, out: Path, work: dict[str, Any], sources: Iterable[Path]) -> None:
         """
         Args:
             out: A folder that is missing, empty, or holds the same work unfinished.
             work: What is made, in values of JSON: whatever decides what the files become.
+            sources: Folders of the datasets that it is made from.
 
         Raises:
-            DatasetError: It holds anything else, or is a file.
+            DatasetError: It holds anything else, is a file, or lies in one of the sources.
             DiskError: It cannot be made.
         """
         self.root = out.expanduser().absolute()
@@ -57,6 +58,13 @@ class NewFolder:
         self._done: dict[str, dict[str, Any]] = {}
         self._went_on = False
         refuse_taken(out)
+        for source in sources:
+            if self.root.resolve().is_relative_to(source.resolve()):
+                raise DatasetError(
+                    f"{shown(out)} lies in the dataset itself",
+                    f"Nothing is put into {shown(source)}, where it would be taken for a part of the dataset.",
+                    "Give a folder elsewhere.",
+                )
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             if self._journal.exists():
