@@ -95,7 +95,12 @@ def write_clip(path: Path, seconds: int, size: tuple[int, int], seed: int) -> Pa
 _PEAK = """
 import resource, sys
 {body}
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+try:
+    # A child's ru_maxrss begins at what its parent held when it was started.
+    peak = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
+except OSError:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(peak)
 """
 
 

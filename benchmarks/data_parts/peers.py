@@ -125,7 +125,7 @@ def against(
     peer: Peer, kind: str, folder: Path, resolution: tuple[int, int], ours: Callable[[], list[Any]], rounds: int
 ) -> list[Line]:
     """How many times as fast as the peer's loader ours goes through a folder; rounds alternate, after one that warms."""
-    what = f"{kind} to {resolution[0]}x{resolution[1]}, over {peer.name}'s loader"
+    what = f"{kind} to {resolution[0]}x{resolution[1]}, over the loader of {peer.name}"
     try:
         peer.seconds(kind=kind, folder=str(folder), resolution=resolution)
         mine, theirs = [], []

@@ -63,6 +63,7 @@ def test_only_what_is_wrong_is_made_anew_and_the_original_stays(folder: Path, tm
         "bars.png": ("bars trimmed to 320x178",),
         "turned.jpg": ("turned upright",),
         "old.bmp": ("written as PNG",),
+        "uncaptioned.png": ("renamed to uncaptioned 2.png",),
     }
     assert sha256_of(out / "fine.png") == before["fine.png"]
     assert sha256_of(out / "sub/fine.webp") == before["sub/fine.webp"]
@@ -84,6 +85,14 @@ def test_items_that_differ_in_extension_alone_keep_their_own_captions(folder: Pa
     fix_datasets(checked(folder), tmp_path / "fixed")
     names = {path.name for path in (tmp_path / "fixed").glob("uncaptioned*")}
     assert names == {"uncaptioned.jpg", "uncaptioned 2.png"}
+
+
+def test_a_name_that_is_too_long_for_what_comes_behind_it_is_shortened(tmp_path: Path) -> None:
+    put(tmp_path / "long", "x" * 251 + ".png", drawn(1, SIZE))
+    made, _ = export(checked(tmp_path / "long"), Layout.KOHYA, tmp_path / "out", caption_extension=".caption")
+    (target,) = made[0].targets
+    assert target.is_file() and target.with_suffix(".caption").is_file() and len(target.name) < 240
+    assert made[0].what == (f"renamed to {target.name}",)
 
 
 def test_a_folder_that_holds_anything_is_refused(folder: Path, tmp_path: Path) -> None:

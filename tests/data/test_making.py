@@ -211,3 +211,14 @@ def test_captions_are_written_with_the_extension_that_is_asked_for(folder: Path,
     assert len(list((tmp_path / "out").rglob("*.caption"))) == 3 and not list((tmp_path / "out").rglob("*.txt"))
     with pytest.raises(DatasetError, match="reads no"):
         export(checked(folder), Layout.DIFFUSION_PIPE, tmp_path / "pipe", caption_extension=".caption")
+
+
+def test_nothing_is_made_inside_of_the_dataset(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(folder)
+    before = contents(folder)
+    for out in (folder / "fixed", tmp_path / "link" / "fixed"):
+        with pytest.raises(DatasetError, match="lies in the dataset itself"):
+            fix_datasets(checked(folder), out)
+        with pytest.raises(DatasetError, match="lies in the dataset itself"):
+            export(checked(folder), Layout.MUSUBI, out)
+    assert contents(folder) == before and not (folder / "fixed").exists()

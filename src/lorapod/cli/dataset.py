@@ -22,7 +22,7 @@ from lorapod.cli.dataset_asked import (
     asked_of,
     cache_of,
 )
-from lorapod.cli.dataset_shown import check_as_json, print_buckets, print_check, print_epoch, print_made
+from lorapod.cli.dataset_shown import check_as_json, print_buckets, print_check, print_epoch, print_made, print_unread
 from lorapod.cli.media_progress import making_progress, media_progress
 from lorapod.errors import DatasetError, RequestError
 
@@ -92,6 +92,8 @@ def check_command(
         typer.echo(json.dumps(check_as_json(checked), indent=2))
     else:
         print_check(checked, asked.root or path)
+        if asked.text is None:
+            print_unread(checked)
     if report is not None:
         _write_sheet(checked, report, quiet=as_json)
     if fix is not None:

@@ -67,6 +67,18 @@ def print_check(checked: Checked, folder: Path) -> None:
     console.print(f"{items} {'item' if items == 1 else 'items'} can be trained on.", markup=False)
 
 
+def print_unread(checked: Checked) -> None:
+    """That captions may be too long for a base model that was not named; nothing where every model reads them whole."""
+    from lorapod.data.checks.tokens import LEAST_READ, estimate
+
+    longest = max((estimate(item.caption or "") for item in checked.items), default=0)
+    if longest > LEAST_READ:
+        typer.echo(
+            f"The longest caption has about {longest} tokens; whether all of it is read was not checked, because no base "
+            "model is named. Name one with --model."
+        )
+
+
 def _print_problems(console: Console, problems: Sequence[Problem], folder: Path) -> None:
     """Problems with one remedy together: what it is and what to do, then the files, each with what is its own."""
     from rich.text import Text
@@ -120,7 +132,7 @@ def print_made(made: Sequence[Made], out: Path, *, quiet: bool = False) -> None:
     if len(changed) > _LISTED:
         typer.echo(f"  and {len(changed) - _LISTED} more")
     left_out = sum(not each.targets for each in made)
-    counts = [f"{len(changed) - left_out} made anew", f"{len(made) - len(changed)} copied as they are"]
+    counts = [f"{len(changed) - left_out} changed", f"{len(made) - len(changed)} copied as they are"]
     counts += [f"{left_out} left out"] if left_out else []
     typer.echo(f"{', '.join(counts)}, into {shown(out)}. The originals are untouched.")
 

@@ -23,7 +23,7 @@ from lorapod.data.carry import control_targets, write_control, write_mask
 from lorapod.data.checks import Checked
 from lorapod.data.facts import Progress
 from lorapod.data.fix import SANE_CLIPS, SANE_PICTURES, is_turned
-from lorapod.data.making import NewFolder, copy_whole
+from lorapod.data.making import NewFolder, copy_whole, free_name, renamed
 from lorapod.data.plan import TrainItem
 from lorapod.data.remake import Made, placed, remake_clip, remake_picture
 from lorapod.data.scan import Item
@@ -105,7 +105,8 @@ def export(
     if not parts:
         why = left_out[0].what[0] if left_out else "No item can be used."
         raise DatasetError(f"There is nothing that {layout.value} could train on", why, "Choose another trainer.")
-    folder = NewFolder(out, {"export": layout.value, "captions": caption_extension, "datasets": wanted})
+    work = {"export": layout.value, "captions": caption_extension, "datasets": wanted}
+    folder = NewFolder(out, work, [found.folder for found in checked.scans])
     jobs = {target: (part, item) for part in parts for item, target in _named(part)}
     made = folder.make(
         [(item, target) for target, (_, item) in jobs.items()],
@@ -182,11 +183,8 @@ def _named(part: _Part) -> list[tuple[Item, Path]]:
     taken: set[str] = set()
     named = []
     for item in part.items:
-        stem, number = item.path.stem, 2
-        while stem.casefold() in taken:
-            stem, number = f"{item.path.stem} {number}", number + 1
-        taken.add(stem.casefold())
-        named.append((item, part.folder / f"{stem}{item.path.suffix.lower()}"))
+        wanted = part.folder / f"{item.path.stem}{item.path.suffix.lower()}"
+        named.append((item, free_name(wanted, taken)))
     return named
 
 
@@ -203,7 +201,8 @@ def _write(layout: Layout, part: _Part, item: Item, target: Path) -> Made:
         copy_whole(item.path, target)
     caption = compose(item.caption or "", trigger_word=part.section.trigger_word, prefix=part.section.caption_prefix)
     write_text_whole(target.with_suffix(part.extension), caption + "\n")
-    return Made(item.path, (target,), (*said, *_write_beside(layout, part, item, target)))
+    said += [*renamed(item, target), *_write_beside(layout, part, item, target)]
+    return Made(item.path, (target,), tuple(said))
 
 
 def _write_beside(layout: Layout, part: _Part, item: Item, target: Path) -> list[str]:

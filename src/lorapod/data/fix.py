@@ -19,7 +19,7 @@ from lorapod.data.carry import CONTROL, carry
 from lorapod.data.checks import Checked
 from lorapod.data.facts import Progress
 from lorapod.data.look import Look
-from lorapod.data.making import NewFolder, copy_whole
+from lorapod.data.making import NewFolder, copy_whole, free_name, renamed
 from lorapod.data.plan import TrainItem
 from lorapod.data.remake import Box, Made, placed, remake_clip, remake_picture
 from lorapod.data.scan import Item
@@ -109,7 +109,8 @@ def _copies(
     checked: Checked, out: Path, work: Any, make: Callable[[Item, Path], _Made], progress: Progress | None
 ) -> list[Made]:
     """Every item made into the new folder, with what lies beside it."""
-    folder = NewFolder(out, {"work": work, "folders": [str(found.folder) for found in checked.scans]})
+    sources = [found.folder for found in checked.scans]
+    folder = NewFolder(out, {"work": work, "folders": [str(each) for each in sources]}, sources)
     jobs = list(_targets(checked, folder.root))
     taken = {target.relative_to(folder.root).parts[0] for _, target in jobs}
     controls = folder.root / next(name for name in (CONTROL, f"{CONTROL} pictures") if name not in taken)
@@ -117,7 +118,7 @@ def _copies(
     def make_whole(item: Item, target: Path) -> Made:
         made, placement = make(item, target)
         said = carry(item, made.targets, controls, folder.root, placement)
-        return replace(made, what=(*made.what, *said))
+        return replace(made, what=(*made.what, *renamed(item, target), *said))
 
     made = folder.make(jobs, make_whole, progress)
     folder.finish()
@@ -136,11 +137,7 @@ def _targets(checked: Checked, root: Path) -> Iterable[tuple[Item, Path]]:
             seen.add(item.path)
             inner = item.path.relative_to(found.folder)
             base = root / found.folder.name / inner if several else root / inner
-            target, number = base, 2
-            while str(target.with_suffix("")).casefold() in taken:
-                target, number = base.with_stem(f"{base.stem} {number}"), number + 1
-            taken.add(str(target.with_suffix("")).casefold())
-            yield item, target
+            yield item, free_name(base, taken)
 
 
 def _fixed(item: Item, target: Path, look: Look | None) -> _Made:

@@ -7,10 +7,11 @@ are as they were; another work, or a finished folder, is refused. Every file app
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from lorapod.data.scan import Item
 from lorapod.data.threads import in_order
 from lorapod.errors import DatasetError
 from lorapod.files import disk_error, written_whole
+
+_LONGEST_STEM = 228
+"""Bytes; file systems take names of 255, and `-masklabel.png` or a number has to fit behind it."""
 
 JOURNAL = ".lorapod-unfinished.jsonl"
 
@@ -36,14 +40,15 @@ class NewFolder:
         resumed: How many items were done before.
     """
 
-    def __init__(self, out: Path, work: dict[str, Any]) -> None:
+    def __init__(self, out: Path, work: dict[str, Any], sources: Iterable[Path]) -> None:
         """
         Args:
             out: A folder that is missing, empty, or holds the same work unfinished.
             work: What is made, in values of JSON: whatever decides what the files become.
+            sources: Folders of the datasets that it is made from.
 
         Raises:
-            DatasetError: It holds anything else, or is a file.
+            DatasetError: It holds anything else, is a file, or lies in one of the sources.
             DiskError: It cannot be made.
         """
         self.root = out.expanduser().absolute()
@@ -53,6 +58,13 @@ class NewFolder:
         self._done: dict[str, dict[str, Any]] = {}
         self._went_on = False
         refuse_taken(out)
+        for source in sources:
+            if self.root.resolve().is_relative_to(source.resolve()):
+                raise DatasetError(
+                    f"{shown(out)} lies in the dataset itself",
+                    f"Nothing is put into {shown(source)}, where it would be taken for a part of the dataset.",
+                    "Give a folder elsewhere.",
+                )
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             if self._journal.exists():
@@ -169,6 +181,25 @@ def refuse_taken(out: Path) -> None:
             f"It holds {shown(held.name)}, for example; nothing is ever overwritten.",
             "Give a new folder, or empty that one.",
         )
+
+
+def free_name(wanted: Path, taken: set[str]) -> Path:
+    """A path like the wanted one whose stem no other has, whatever the case, since captions go by stems; it is noted in
+    `taken`. A name so long that nothing could be put behind it is shortened."""
+    stem = wanted.stem
+    if len(os.fsencode(stem)) > _LONGEST_STEM:
+        mark = hashlib.sha256(os.fsencode(stem)).hexdigest()[:8]
+        stem = os.fsencode(stem)[: _LONGEST_STEM - 9].decode("utf-8", "ignore") + f" {mark}"
+    target, number = wanted.with_stem(stem), 2
+    while str(target.with_suffix("")).casefold() in taken:
+        target, number = wanted.with_stem(f"{stem} {number}"), number + 1
+    taken.add(str(target.with_suffix("")).casefold())
+    return target
+
+
+def renamed(item: Item, wanted: Path) -> list[str]:
+    """What is said of an item whose wanted path has another name than it; nothing of others."""
+    return [] if wanted.stem == item.path.stem else [f"renamed to {shown(wanted.name)}"]
 
 
 def copy_whole(source: Path, target: Path) -> None:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 TOKENIZERS = ("tokenizer_2/tokenizer.json", "tokenizer/tokenizer.json")
 """Where a folder in diffusers layout has the tokenizer of the encoder that reads most; FLUX's second is its T5."""
 
+LEAST_READ = 75
+"""Tokens of a caption that every base model reads: CLIP's 77 without its marks."""
+
 _PIECES = re.compile(r"[^\W\d_]+|\d|[^\w\s]|_")
 
 _LETTERS_A_TOKEN = 7
