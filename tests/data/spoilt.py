@@ -1,6 +1,6 @@
 """A dataset spoilt in every way that `lorapod dataset check` knows, each file called after what is wrong with it.
 
-    python -m tests.data.spoilt FOLDER
+    PYTHONPATH=tests python -m data.spoilt FOLDER
 
 makes it, to look at what the command says; the picture in docs/datasets.md is of this folder.
 """
@@ -12,8 +12,9 @@ import sys
 from pathlib import Path
 
 from PIL import Image
-from tests.data.looks import blurred, drawn, in_bars, mirrored, saved_again
-from tests.data.moving import scene, still, write
+
+from data.looks import blurred, drawn, in_bars, mirrored, saved_again
+from data.moving import scene, still, write
 
 SIZE = (640, 480)
 CLIP = (640, 384)

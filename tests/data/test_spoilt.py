@@ -1,8 +1,8 @@
 from pathlib import Path
 
 import pytest
-from tests.data.spoilt import EXPECTED, FINE, spoil
 
+from data.spoilt import EXPECTED, FINE, spoil
 from lorapod.data import Geometry
 from lorapod.data.checks import Checked, check, limit_of
 from lorapod.data.sheet import write_sheet

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -297,6 +297,11 @@ class Recipe(Section):
 
     name: str = Field(description="Name of the LoRA and of the run's folder.", min_length=1, max_length=100)
     trainer: TrainerName = Field(TrainerName.BUILTIN, description="What trains.")
+    trainer_options: dict[TrainerName, dict[str, Any]] = Field(
+        {},
+        description="Options of an external trainer's own, passed on as they are after a check of their names: "
+        "`[trainer_options.musubi.train]` with `blocks_to_swap = 16`.",
+    )
     notes: str = Field("", description="Free text, kept in the run and in the LoRA's metadata.")
     base_model: BaseModelSection
     datasets: list[DatasetSection] = Field(min_length=1)

@@ -16,6 +16,7 @@ import fcntl
 import functools
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -35,13 +36,15 @@ from lorapod.runs.folder import RunFolder
 from lorapod.runs.journal import Journal, write_all
 from lorapod.runs.store import record
 from lorapod.settings import mask_secrets, secret_values
-from lorapod.trainers import Stage, Trainer, get_trainer
+from lorapod.trainers import EventWatch, Stage, Trainer, Watch, get_trainer
 from lorapod.workspace import Workspace
 
 STOPPED_EXIT = 130
 PATIENCE_SECONDS = 600.0
 FORCE_SECONDS = 10.0
 _LONGEST_LINE = 1 << 20
+_LINE_END = re.compile(rb"(\r\n|\n|\r(?!$))")
+"""A carriage return at the very end may be half of a line end: it waits for what follows."""
 _PR_SET_PDEATHSIG = 1
 _HINT_LINES = 6
 _TICK_SECONDS = 0.2
@@ -65,6 +68,8 @@ class Supervisor:
         self.run_folder, self.workspace, self.trainer, self.patience = run, workspace, trainer, patience_seconds
         self.secrets = secret_values()
         self.process: subprocess.Popen[bytes] | None = None
+        self.watch: Watch = EventWatch()
+        self.overwritten = ""
         self.stops_asked = 0
         self.asked_at = 0.0
         self.forced = False
@@ -132,6 +137,7 @@ class Supervisor:
         if self.stops_asked:
             return "stopped"
         self.tail, self.had_error, self.forced = [], False, False
+        self.watch, self.overwritten = self.trainer.watch(stage), ""
         with self._opened_log() as log:
             self._log(log, f"--- {stage.name} {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}")
             try:
@@ -181,34 +187,37 @@ class Supervisor:
             if not data:
                 break
             pending += data
-            *lines, pending = pending.split(b"\n")
-            for line in lines:
-                self._take(line, log)
+            *whole, pending = _LINE_END.split(pending)
+            for line, end in zip(whole[::2], whole[1::2], strict=True):
+                self._take(line, log, overwritten=end == b"\r")
             if len(pending) > _LONGEST_LINE:
                 self._take(pending, log)
                 pending = b""
         if pending:
             self._take(pending, log)
 
-    def _take(self, line: bytes, log: int) -> None:
+    def _take(self, line: bytes, log: int, *, overwritten: bool = False) -> None:
         """Keeps one line. When the disk takes no more, the stage is asked to stop and the rest is only read."""
         if self.broken:
             return
         try:
-            self._keep(line.decode("utf-8", errors="replace").rstrip("\r"), log)
+            self._keep(line.decode("utf-8", errors="replace"), log, overwritten)
         except LorapodError as error:
             self.broken, self.asked_at = error, time.monotonic()
             self._end_group(signal.SIGINT)
 
-    def _keep(self, text: str, log: int) -> None:
+    def _keep(self, text: str, log: int, overwritten: bool) -> None:
         before, mark, rest = text.rpartition(PREFIX)  # a progress bar without a line end may stand before an event
-        found = self.trainer.parse(mark + rest)
+        found = self.watch.read(mark + rest)
         if found:
             self._note(found)
-            if not before:
+            if mark and not before:
                 return
-            text = before
-        text = mask_secrets(text.rstrip("\r").rsplit("\r", 1)[-1], self.secrets)
+            text = before if mark else text
+        if overwritten:  # a state of a progress bar: only the last one is for the log
+            self.overwritten = text or self.overwritten
+            return
+        text, self.overwritten = mask_secrets(text or self.overwritten, self.secrets), ""
         self._log(log, text)
         if text.strip():
             self.tail = [*self.tail, text.strip()][-_HINT_LINES:]
@@ -232,10 +241,15 @@ class Supervisor:
         if self.forced and self.stops_asked == 1:
             message = f"The stage {stage.name} did not stop within {self.patience:.0f} s and was ended"
             self._note(event("warning", message=message, hint="It wrote no new checkpoint; the last one is kept."))
+        ending = self.watch.ended(code)
+        if ending and not self.forced:
+            if ending.error and not self.had_error:
+                self._note(event("error", message=ending.error.what, hint=ending.error.to_hint()))
+            return ending.status
         if self.forced or (self.stops_asked and code in (STOPPED_EXIT, -signal.SIGTERM, -signal.SIGINT)):
             return "stopped"
         if code == 0:
-            return "stopped" if self.stops_asked and stage.name != "train" else "done"
+            return "stopped" if self.stops_asked and not stage.name.startswith("train") else "done"
         if code == STOPPED_EXIT:
             return "stopped"
         if not self.had_error:
@@ -254,7 +268,8 @@ class Supervisor:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.stops_asked += 1
         self.asked_at = time.monotonic()
-        self._end_group(signal.SIGINT if self.stops_asked == 1 else signal.SIGTERM)
+        if not (self.stops_asked == 1 and self.watch.ask_to_stop()):
+            self._end_group(signal.SIGINT if self.stops_asked == 1 else signal.SIGTERM)
         with contextlib.suppress(DiskError):
             self._introduce()
 

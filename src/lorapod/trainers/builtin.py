@@ -9,10 +9,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lorapod.errors import MissingPackageError, RequestError
-from lorapod.events import PREFIX, Event, from_line
+from lorapod.models import find_base_model, find_training_adapter
 from lorapod.recipe import Recipe
 from lorapod.recipe.schema import AdapterKind, OptimizerKind
-from lorapod.trainers.base import Stage
+from lorapod.trainers.base import EventWatch, Stage, Watch
 from lorapod.workspace import Workspace
 
 _PACKAGES = {
@@ -27,7 +27,7 @@ class BuiltinTrainer:
 
     name = "builtin"
 
-    def check(self, recipe: Recipe) -> None:
+    def check(self, recipe: Recipe, workspace: Workspace) -> None:
         optimizer = recipe.optimizer
         if recipe.adapter.kind is not AdapterKind.LORA:
             raise RequestError(
@@ -49,6 +49,9 @@ class BuiltinTrainer:
                 "Set `optimizer.learning_rate = 1.0`.",
             )
 
+        find_base_model(recipe.base_model.name, workspace)
+        find_training_adapter(recipe.base_model, workspace)
+
     def plan(self, recipe: Recipe, run_dir: Path, workspace: Workspace, resume: bool) -> list[Stage]:
         return [self._stage("train", ["train", str(run_dir), *(["--resume"] if resume else [])], workspace)]
 
@@ -56,8 +59,8 @@ class BuiltinTrainer:
         """The stage that draws the grid which the JSON file `request` asks for."""
         return self._stage("sample", ["sample", str(request)], workspace)
 
-    def parse(self, line: str) -> Event | None:
-        return from_line(line.removeprefix(PREFIX)) if line.startswith(PREFIX) else None
+    def watch(self, stage: Stage) -> Watch:
+        return EventWatch()
 
     def _stage(self, name: str, arguments: list[str], workspace: Workspace) -> Stage:
         argv = [sys.executable, "-P", "-m", "lorapod.engine", *arguments, "--workspace", str(workspace.root)]

@@ -34,6 +34,7 @@ class Reader:
     def __init__(self, stage: str, offset: int = 0, learning_rate: float = 0.0) -> None:
         self.stage, self.offset, self.learning_rate = stage, offset, learning_rate
         self.epoch, self.step = 1, offset
+        self.stopped = False  # it has no way to say so
 
     def read(self, line: str) -> Event | None:
         """The event of a line, or None for one that is only for the log."""

@@ -1,0 +1,227 @@
+"""What external trainers share: a run's folders, its stages around the trainer's own, stopping, and what happened.
+
+    run/data/       a view of the datasets: media linked, captions as trained on
+    run/config/     what was rendered, and NN-<stage>.command.json
+    run/output/     what the trainer itself writes; nothing of it is moved or deleted
+    run/lora/       the LoRA files, as ComfyUI loads them
+
+`prepare` and `collect` are stages too, processes of lorapod's own (`lorapod.trainers.stages`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Protocol
+
+from lorapod.data import Geometry, MediaCache, plan_datasets
+from lorapod.data.export import Layout, lay_out
+from lorapod.data.facts import Progress
+from lorapod.errors import BaseModelError
+from lorapod.events import Event
+from lorapod.files import write_text_whole
+from lorapod.models import Entry, entries, find_files, find_training_adapter
+from lorapod.models.base_model import unknown
+from lorapod.recipe import Recipe
+from lorapod.trainers.base import Ending, EventWatch, Stage, Watch
+from lorapod.trainers.diagnosis import Diagnosis
+from lorapod.trainers.installed import Installation, find_installation
+from lorapod.trainers.rendering import RenderContext, Rendering, View
+from lorapod.workspace import Workspace
+
+PREPARE, COLLECT = "prepare", "collect"
+
+
+class LineReader(Protocol):
+    """Turns the output of one stage into events. `stopped`: whether it said that it stopped because it was asked to."""
+
+    stopped: bool
+
+    def read(self, line: str) -> Event | None:
+        """The event of a line, or None."""
+
+
+class ExternalTrainer(ABC):
+    """A trainer that is a program of its own."""
+
+    name: str
+    title: str
+    layout: Layout
+
+    @abstractmethod
+    def refuse(self, recipe: Recipe, entry: Entry) -> None:
+        """Raises RequestError for what the trainer cannot do."""
+
+    @abstractmethod
+    def render(self, recipe: Recipe, entry: Entry, context: RenderContext) -> Rendering:
+        """The trainer's files and commands."""
+
+    @abstractmethod
+    def started(self, stage: Stage, recipe: Recipe, output: Path, resume: bool) -> Stage | None:
+        """The training stage as it is started, from its newest state where it resumes; None if it is finished."""
+
+    @abstractmethod
+    def reader(self, stage: Stage) -> LineReader:
+        """What reads a stage's output."""
+
+    @abstractmethod
+    def collect(self, recipe: Recipe, entry: Entry, run_dir: Path, commit: str) -> list[Event]:
+        """Puts the LoRA files into run/lora; gives a `lora` event each.
+
+        Raises:
+            StageFailedError: There are none, so that nothing was trained.
+        """
+
+    def check(self, recipe: Recipe, workspace: Workspace) -> None:
+        self.refuse(recipe, self.entry(recipe, workspace))
+        find_installation(self.name, workspace)
+        find_training_adapter(recipe.base_model, workspace)
+        self._files(recipe, workspace)
+
+    def plan(self, recipe: Recipe, run_dir: Path, workspace: Workspace, resume: bool) -> list[Stage]:
+        context = self.context(recipe, run_dir, workspace, [])
+        stages = [self._own(PREPARE, run_dir, workspace)]
+        for rendered in self.render(recipe, self.entry(recipe, workspace), context).stages:
+            environment = _environment(context.python) | rendered.env
+            made = Stage(rendered.name, rendered.argv, environment, rendered.cwd)
+            stage: Stage | None = made
+            if rendered.name.startswith("train"):
+                stage = self.started(made, recipe, context.output, resume)
+            if stage is not None:
+                stages.append(stage)
+        return [*stages, self._own(COLLECT, run_dir, workspace)]
+
+    def watch(self, stage: Stage) -> Watch:
+        if stage.name in (PREPARE, COLLECT):
+            return EventWatch()
+        return ExternalWatch(self.title, stage.name, self.reader(stage))
+
+    def entry(self, recipe: Recipe, workspace: Workspace) -> Entry:
+        """The base model's entry of the catalogue.
+
+        Raises:
+            BaseModelError: There is none: external trainers need to be told where each file is.
+        """
+        known = entries(workspace)
+        if recipe.base_model.name not in known:
+            if Path(recipe.base_model.name).is_dir():
+                raise BaseModelError(
+                    f"{self.title} needs a base model of the catalogue",
+                    "It reads other files than those of a diffusers folder.",
+                    "Name one of `lorapod models list`, add it with `lorapod models add`, or use the built-in trainer.",
+                )
+            raise unknown(recipe.base_model.name, known)
+        return known[recipe.base_model.name]
+
+    def context(self, recipe: Recipe, run_dir: Path, workspace: Workspace, views: list[View]) -> RenderContext:
+        """Where everything of a run is.
+
+        Raises:
+            RequestError: The trainer is not installed.
+            BaseModelError: A file was not pulled.
+        """
+        place = find_installation(self.name, workspace)
+        return RenderContext(
+            run_dir / "config",
+            place.home,
+            place.python,
+            self._files(recipe, workspace),
+            [],
+            run_dir / "output",
+            views=views,
+        )
+
+    def prepare(self, recipe: Recipe, run_dir: Path, workspace: Workspace, progress: Progress) -> Rendering:
+        """Makes the view of the data and writes what is rendered."""
+        entry = self.entry(recipe, workspace)
+        rule = entry.geometry
+        geometry = Geometry(
+            divisor=rule.divisor if rule else 16, frame_step=(rule.frame_step if rule else None) or 1,
+            fps=rule.fps if rule else None,
+        )  # fmt: skip
+        plan = plan_datasets(recipe.datasets, geometry, recipe.training.seed, cache=MediaCache.of(workspace))
+        folders = lay_out(recipe.datasets, plan, self.layout, run_dir / "data", progress)
+        views = [
+            View(each.dataset, "clip" if each.clips else "picture", each.folder, each.fps or None) for each in folders
+        ]
+        context = self.context(recipe, run_dir, workspace, views)
+        rendering = self.render(recipe, entry, context)
+        write(rendering, context.folder)
+        context.output.mkdir(parents=True, exist_ok=True)
+        return rendering
+
+    def installation(self, workspace: Workspace) -> Installation:
+        """Where the trainer is installed."""
+        return find_installation(self.name, workspace)
+
+    def _files(self, recipe: Recipe, workspace: Workspace) -> dict[str, Path]:
+        found = find_files(recipe.base_model.name, workspace, self.name)
+        return {need: paths[0] if len(paths) == 1 else _together(paths) for need, paths in found.items()}
+
+    def _own(self, name: str, run_dir: Path, workspace: Workspace) -> Stage:
+        argv = [
+            sys.executable,
+            "-P",
+            "-m",
+            "lorapod.trainers.stages",
+            name,
+            str(run_dir),
+            "--workspace",
+            str(workspace.root),
+        ]
+        return Stage(name, argv, dict(os.environ) | {"PYTHONUNBUFFERED": "1"}, workspace.root)
+
+
+class ExternalWatch:
+    """Reads a trainer's output, and tells at the end what happened."""
+
+    def __init__(self, title: str, stage: str, reader: LineReader) -> None:
+        self.stage, self.reader = stage, reader
+        self.diagnosis = Diagnosis(title)
+        self.asked = False
+
+    def read(self, line: str) -> Event | None:
+        self.diagnosis.feed(line)
+        return self.reader.read(line)
+
+    def ask_to_stop(self) -> bool:
+        self.asked = True
+        return False
+
+    def ended(self, code: int) -> Ending | None:
+        if code == 0:
+            return Ending("stopped") if self.reader.stopped else None
+        if self.asked:
+            return Ending("stopped")
+        return Ending("failed", self.diagnosis.verdict(self.stage, code))
+
+
+def write(rendering: Rendering, folder: Path) -> list[Path]:
+    """Writes the files of a rendering, and each stage's command as `NN-<stage>.command.json`; gives their paths.
+
+    Raises:
+        DiskError: The folder cannot be written.
+    """
+    written = []
+    for file in rendering.files:
+        written.append(folder / file.path)
+        write_text_whole(written[-1], file.text)
+    for number, stage in enumerate(rendering.stages, start=1):
+        command = {"argv": stage.argv, "env": stage.env, "cwd": str(stage.cwd)}
+        written.append(folder / f"{number:02d}-{stage.name.replace(' ', '-')}.command.json")
+        write_text_whole(written[-1], json.dumps(command, indent=2) + "\n")
+    return written
+
+
+def _environment(python: Path) -> dict[str, str]:
+    """The environment with the trainer's own first; what belongs to lorapod's own Python is left out."""
+    kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
+    return kept | {"PATH": f"{python.parent}{os.pathsep}{kept.get('PATH', '')}"}
+
+
+def _together(paths: list[Path]) -> Path:
+    """The folder that several files of one part are in."""
+    return Path(os.path.commonpath(paths))
