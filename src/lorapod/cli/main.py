@@ -16,10 +16,11 @@ from lorapod.errors import LorapodError
 from lorapod.workspace import find_workspace
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "demo": ("lorapod.cli.demo:demo", "Train a LoRA on the packaged tiny model, on any CPU, in about a minute."),
+    "demo": ("lorapod.cli.demo:demo", "Train a LoRA on the packaged tiny model, on any CPU, in about two minutes."),
     "train": ("lorapod.cli.train:train", "Train a LoRA from a recipe, or go on with a run."),
     "recipe": ("lorapod.cli.recipe:app", "Make, show and check recipes."),
     "models": ("lorapod.cli.models:app", "List, fetch, verify and remove base models."),
+    "trainers": ("lorapod.cli.trainers:app", "Install and check the external trainers."),
     "dataset": ("lorapod.cli.dataset:app", "Look at a dataset before it is trained on."),
     "runs": ("lorapod.cli.runs:app", "List, watch and stop runs."),
     "sample": ("lorapod.cli.sample:sample", "Draw a grid of prompts by strengths with a trained LoRA."),
