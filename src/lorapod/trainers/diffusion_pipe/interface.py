@@ -88,9 +88,7 @@ def _check(table: str, dotted: str, key: str, value: Any, model: str, optimizer:
         )
 
 
-def _unknown(
-    table: str, dotted: str, key: str, known: Mapping[str, str], model: str, optimizer: str
-) -> RequestError:
+def _unknown(table: str, dotted: str, key: str, known: Mapping[str, str], model: str, optimizer: str) -> RequestError:
     where = {"model": f" for the model type {model}", "optimizer": f" for the optimizer {optimizer}"}.get(table, "")
     near = difflib.get_close_matches(key, known, n=1)
     prefix = "" if table == "main" else f"{table}."
