@@ -26,7 +26,7 @@ OPTIMIZERS = {
     OptimizerKind.ADAMW_8BIT: "AdamW8bitKahan",
     OptimizerKind.PRODIGY: "Prodigy",
 }
-"""`type` of [optimizer]. The first two sum bf16 weights with Kahan's correction, which small updates would be lost without."""
+"""`type` of [optimizer]. The first two sum bf16 weights with Kahan's correction, without which small updates are lost."""
 
 WINDOWS = {ClipWindows.HEAD: "single_beginning", ClipWindows.MIDDLE: "single_middle"}
 MOST_RESOLUTIONS = 3

@@ -70,6 +70,11 @@ def most_swapped(entry: Entry) -> int:
     return NETWORKS[entry.family].most_swapped
 
 
+def in_float8(entry: Entry) -> bool:
+    """Whether the frozen denoiser is held in float8."""
+    return bool(NETWORKS[entry.family].weights) and (entry.parameters or 0) >= FLOAT8_FROM_PARAMETERS
+
+
 def takes_clips_only(entry: Entry) -> bool:
     """Whether the base model makes a clip out of its first frame, so that a picture alone teaches it nothing."""
     return entry.family == "wan" and "-i2v-" in (entry.based_on or entry.name)
@@ -110,7 +115,7 @@ def model_table(recipe: Recipe, entry: Entry, files: dict[str, Path], denoiser: 
     network, training = NETWORKS[entry.family], recipe.training
     table: dict[str, Any] = {"type": entry.trainers[TRAINER].options["type"], **_paths(recipe, entry, files, denoiser)}
     table["dtype"] = "bfloat16"
-    if network.weights and (entry.parameters or 0) >= FLOAT8_FROM_PARAMETERS:
+    if in_float8(entry):
         table[network.weights] = "float8"
     if entry.family == "sdxl":
         if training.min_snr_gamma:

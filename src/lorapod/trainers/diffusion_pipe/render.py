@@ -31,6 +31,7 @@ from lorapod.trainers.diffusion_pipe.networks import (
     TRAINER,
     Denoiser,
     denoisers,
+    in_float8,
     left_out,
     model_table,
     most_swapped,
@@ -68,7 +69,7 @@ def render(recipe: Recipe, entry: Entry, context: RenderContext, own: Mapping[st
     check_memory_keys(own, entry, context.gpus)
     files = [RenderedFile(_DATASET, tomlkit.dumps(_dataset(recipe, entry, context, own.get("dataset", {}))))]
     networks = denoisers(entry, recipe.base_model.expert.value)
-    stages = []
+    stages: list[RenderedStage] = []
     for denoiser in networks:
         name = PurePosixPath(f"train-{denoiser.name}.toml" if denoiser.name else "train.toml")
         files.append(RenderedFile(name, tomlkit.dumps(_main(recipe, entry, context, denoiser, own))))
@@ -201,8 +202,7 @@ def _notes(recipe: Recipe, entry: Entry, context: RenderContext, own: Mapping[st
             f"A step takes {together} items of one size: of each size, what is left over after whole steps is never "
             "trained on, and sizes with fewer items are dropped."
         )
-    frozen = own.get("model", {}).get(network.weights, "float8")
-    if frozen.startswith("float8") and network.weights in model_table_keys(recipe, entry, context):
+    if in_float8(entry) and own.get("model", {}).get(network.weights, "float8").startswith("float8"):
         notes.append(
             f"The frozen weights are held in float8, for memory; `model.{network.weights}` sets another type. On a GPU "
             f"of 24 GB also set `blocks_to_swap` (up to {most_swapped(entry)}) and `activation_checkpointing = "
@@ -226,9 +226,3 @@ def _notes(recipe: Recipe, entry: Entry, context: RenderContext, own: Mapping[st
     if note := entry.trainers[TRAINER].note:
         notes.append(note)
     return notes
-
-
-def model_table_keys(recipe: Recipe, entry: Entry, context: RenderContext) -> set[str]:
-    """Keys that lorapod itself writes into [model]."""
-    first = denoisers(entry, recipe.base_model.expert.value)[0]
-    return set(model_table(recipe, entry, context.model_files, first))
