@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -151,17 +152,62 @@ def _is_one_file(entry: Entry, need: str) -> bool:
     return len(specs) == 1 and not specs[0].include and not (specs[0].local and specs[0].local.is_dir())
 
 
-def write(rendering: Rendering, folder: Path) -> list[Path]:
-    """Writes the files of a rendering, and each stage's command as `NN-<stage>.command.json`; gives their paths.
+def own_keys(options: Iterable[str]) -> dict[str, Any]:
+    """A person's own keys out of `a.b=c` each; `c` is a TOML value, and where it is not valid TOML it is taken as text.
 
     Raises:
-        DiskError: The folder cannot be written.
+        RequestError: It is not of that form, or one key is below another.
     """
-    texts = {str(file.path): file.text for file in rendering.files}
+    own: dict[str, Any] = {}
+    for option in options:
+        key, equals, text = option.partition("=")
+        *tables, last = (part.strip() for part in key.split("."))
+        if not equals or not all((*tables, last)):
+            raise RequestError(f"--option {option}: not of the form key=value", "", "Write it as blocks_to_swap=20.")
+        place: Any = own
+        for table in tables:
+            place = place.setdefault(table, {}) if isinstance(place, dict) else None
+        if not isinstance(place, dict):
+            raise RequestError(f"--option {option}: `{key}` is below a value that was given", "", "Leave one out.")
+        place[last] = _value(text.strip())
+    return own
+
+
+def _value(text: str) -> Any:
+    try:
+        document = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return document["value"] if len(document) == 1 else text
+
+
+def texts(rendering: Rendering) -> dict[str, str]:
+    """The files of a rendering, and each stage's command as `NN-<stage>.command.json`: name to text."""
+    files = {str(file.path): file.text for file in rendering.files}
     for number, stage in enumerate(rendering.stages, start=1):
         command = {"argv": stage.argv, "env": stage.env, "cwd": str(stage.cwd)}
         name = f"{number:02d}-{stage.name.replace(' ', '-')}.command.json"
-        texts[name] = json.dumps(command, indent=2, ensure_ascii=False) + "\n"
-    for name, text in texts.items():
-        write_text_whole(folder / name, text)
-    return [folder / name for name in texts]
+        files[name] = json.dumps(command, indent=2, ensure_ascii=False) + "\n"
+    return files
+
+
+def write(rendering: Rendering, folder: Path, *, overwrite: bool = False) -> list[Path]:
+    """Writes `texts` of a rendering below `folder`; gives their paths.
+
+    Raises:
+        RequestError: One of them is there with another text, and `overwrite` is not given; nothing is written.
+        DiskError: The folder cannot be written.
+    """
+    wanted = {folder / name: text for name, text in texts(rendering).items()}
+    other = [path for path, text in wanted.items() if path.exists() and not _holds(path, text)]
+    if other and not overwrite:
+        raise RequestError(
+            f"{other[0]} is there already, and differs", "It was left as it is.", "Give another folder, or --force."
+        )
+    for path, text in wanted.items():
+        write_text_whole(path, text)
+    return list(wanted)
+
+
+def _holds(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_bytes() == text.encode()

@@ -70,8 +70,8 @@ def check_own(own: Mapping[str, Any], model: str, optimizer: str) -> None:
 
 
 def _check(table: str, dotted: str, key: str, value: Any, model: str, optimizer: str) -> None:
-    taken = interface()["taken"] if table == "main" else interface()["taken"][table]
-    if key in taken and isinstance(taken[key], str):
+    taken: dict[str, str] = interface()["taken"][table]
+    if key in taken:
         said = taken[key]
         raise RequestError(
             f"`{dotted}` is set by lorapod",
