@@ -186,6 +186,27 @@ def test_the_optimizer_adapter_and_lengths_are_those_of_the_recipe(renderings: R
     assert prodigy["type"] == "Prodigy" and prodigy["lr"] == 1.0
 
 
+def test_lokr_and_adapters_merged_into_flux(renderings: Renderings) -> None:
+    lokr = renderings.main("z-image", "adapter.kind=lokr")["adapter"]
+    assert lokr["type"] == "lokr" and "dropout" not in lokr
+    settings = ("base_model.training_adapter=/a.safetensors", "base_model.training_adapter_strength=0.5")
+    flux = renderings.main("flux-dev", *settings)["adapter"]
+    assert flux["fuse_adapters"] == [{"path": "/a.safetensors", "weight": 0.5}]
+
+
+def test_what_is_done_otherwise_than_the_recipe_says_is_noted(renderings: Renderings) -> None:
+    def notes(name: str, *settings: str, own: dict[str, Any] | None = None) -> str:
+        return "\n".join(renderings.rendering(name, *settings, own=own).notes)
+
+    plain = notes("z-image", "saving.checkpoint_every=0", "datasets.0.validation_share=0")
+    assert "no previews" in plain and "Checkpoints" not in plain and "float8" not in plain and "held" not in plain
+    assert "every 30 minutes" in notes("z-image") and "no items out" in notes("z-image")
+    assert "A step takes 8 items" in notes("z-image", "training.batch_size=2", "training.accumulation=4")
+    assert "float8" in notes("flux-dev") and "up to 34" in notes("flux-dev")
+    assert "float8" not in notes("flux-dev", own={"model": {"transformer_dtype": "bfloat16"}})
+    assert "kohya" in notes("sdxl") and "text encoders" in notes("sdxl")
+
+
 def test_layers_that_the_recipe_does_not_train_are_excluded(renderings: Renderings) -> None:
     import re
 
@@ -255,6 +276,11 @@ REFUSED = [
     ("z-image", ["optimizer.kind=schedule-free"], "schedule-free"),
     ("z-image", ["optimizer.kind=prodigy"], "Prodigy"),
     ("z-image", ["optimizer.schedule=linear"], "linear"),
+    ("sdxl", ["optimizer.kind=prodigy", "optimizer.learning_rate=1.0"], "text encoders"),
+    ("sdxl", ["optimizer.schedule=cosine", "training.epochs=3"], "text encoders"),
+    ("z-image", ["optimizer.kind=adafactor"], "adafactor"),
+    ("z-image", ["adapter.kind=lokr", "adapter.dropout=0.1"], "LoKr"),
+    ("sdxl", ["base_model.training_adapter=/a.safetensors"], "training adapter"),
     ("z-image", ["training.precision=fp32"], "fp32"),
     ("wan2.2-ti2v-5b", ["training.first_frame_share=0.5"], "first frame"),
     ("z-image", ["training.min_snr_gamma=5"], "Min-SNR"),

@@ -105,6 +105,20 @@ def _check_training(recipe: Recipe, entry: Entry) -> None:
             "optimizer.schedule",
             "Give `training.epochs` in place of `training.steps`, or a constant schedule; builtin and musubi can.",
         )
+    if entry.family == "sdxl":
+        # Its text encoders are kept as they are by a rate of 0, which neither of these leaves at 0.
+        if optimizer.kind is OptimizerKind.PRODIGY:
+            raise _cannot(
+                "leave SDXL's text encoders as they are with Prodigy",
+                "optimizer.kind",
+                "It uses one rate for all; take adamw or adamw-8bit; builtin can.",
+            )
+        if optimizer.schedule is ScheduleKind.COSINE:
+            raise _cannot(
+                "leave SDXL's text encoders as they are with a cosine schedule",
+                "optimizer.schedule",
+                "That ends at a rate of 1e-6 wherever it began; take linear or constant; builtin can.",
+            )
     if training.precision is not Precision.BF16:
         raise _cannot("train in fp32 as lorapod runs it", "training.precision", 'builtin can; set "bf16".')
     if training.first_frame_share:
