@@ -186,6 +186,47 @@ def test_the_optimizer_adapter_and_lengths_are_those_of_the_recipe(renderings: R
     assert prodigy["type"] == "Prodigy" and prodigy["lr"] == 1.0
 
 
+def test_all_of_the_two_files_of_a_run(renderings: Renderings) -> None:
+    run = renderings.workspace.runs / "cat"
+    files = renderings.files("wan2.1-t2v-1.3b", "datasets.0.caption_dropout=0.1", "saving.precision=fp32")
+    for table in ("model", "adapter", "optimizer"):
+        del files["train.toml"][table]
+    assert files == {
+        "train.toml": {
+            "output_dir": str(run / "output"),
+            "dataset": str(renderings.folder / "out" / "dataset.toml"),
+            "epochs": 2000,
+            "max_steps": 2000,
+            "micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+            "gradient_clipping": 1.0,
+            "pipeline_stages": 1,
+            "activation_checkpointing": True,
+            "lr_scheduler": "constant",
+            "warmup_steps": 20,
+            "uncond_fraction": 0.1,
+            "video_clip_mode": "single_beginning",
+            "save_every_n_epochs": 2000,
+            "checkpoint_every_n_minutes": 30,
+            "save_dtype": "float32",
+            "caching_batch_size": 1,
+            "steps_per_print": 1,
+        },
+        "dataset.toml": {
+            "resolutions": [480],
+            "enable_ar_bucket": True,
+            "min_ar": 0.5,
+            "max_ar": 2.0,
+            "num_ar_buckets": 7,
+            "frame_buckets": [1, 33],
+            "skip_empty_caption": False,
+            "directory": [
+                {"path": str(run / "data" / "0"), "num_repeats": 1, "resolutions": [480], "frame_buckets": [1, 33]}
+            ],
+        },
+    }
+
+
 def test_lokr_and_adapters_merged_into_flux(renderings: Renderings) -> None:
     lokr = renderings.main("z-image", "adapter.kind=lokr")["adapter"]
     assert lokr["type"] == "lokr" and "dropout" not in lokr

@@ -219,10 +219,11 @@ def _notes(recipe: Recipe, entry: Entry, context: RenderContext, own: Mapping[st
     if recipe.adapter.kind is AdapterKind.LOKR:
         notes.append("The LoKr is written with PEFT's key names under `diffusion_model.`.")
     if entry.family == "sdxl":
-        notes.append(
+        notes += [
             "diffusion-pipe adapts every linear layer of SDXL's blocks, whatever `adapter.targets` says. The text "
-            "encoders have adapters too, whose learning rate is 0 unless you set `model.text_encoder_1_lr` and `_2_lr`."
-        )
+            "encoders have adapters too, whose learning rate is 0 unless you set `model.text_encoder_1_lr` and `_2_lr`.",
+            "SDXL's configuration and tokenizers are not in its one file: diffusers fetches them from the hub once.",
+        ]
     if note := entry.trainers[TRAINER].note:
         notes.append(note)
     return notes
