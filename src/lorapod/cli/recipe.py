@@ -1,4 +1,4 @@
-"""`lorapod recipe`: write, show and check recipes."""
+"""`lorapod recipe`: write, show and check recipes, and render them for other trainers."""
 
 from __future__ import annotations
 
@@ -97,3 +97,49 @@ def check_command(file: RecipeFile, overrides: Overrides = None) -> None:
     training = recipe.training
     length = f"{training.steps} steps" if training.steps is not None else f"{training.epochs} epochs"
     typer.echo(f"OK: {file} ({recipe.base_model.name}, {datasets}, {length}, trainer {recipe.trainer})")
+
+
+@app.command("render")
+def render_command(
+    context: typer.Context,
+    file: RecipeFile,
+    out: Annotated[Path, typer.Option("--out", help="Folder to write to.")],
+    trainer: Annotated[
+        str | None, typer.Option("--trainer", help="diffusion-pipe or musubi; else what the recipe says.")
+    ] = None,
+    assume_files: Annotated[
+        bool,
+        typer.Option(
+            "--assume-files", help="Take base model, trainer and data to be where the workspace would have them."
+        ),
+    ] = False,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--option",
+            metavar="KEY=VALUE",
+            help="A key of the trainer's own, as blocks_to_swap=20; may be given several times.",
+            show_default=False,
+        ),
+    ] = None,
+    gpus: Annotated[int, typer.Option("--gpus", min=1, help="How many GPUs it trains on.")] = 1,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite files that differ.")] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Write the files and commands that an external trainer would be started with."""
+    from lorapod import recipe as recipes
+    from lorapod.trainers import renderers
+
+    chosen = [*(overrides or ()), *([f"trainer={trainer}"] if trainer else [])]
+    recipe = recipes.load(file, chosen, check_paths=not assume_files)
+    own = renderers.own_keys(option or ())
+    renderer = renderers.get_renderer(recipe.trainer)
+    entry = renderers.find_entry(recipe, context.obj)
+    renderer.check(recipe, entry)
+    folder = out.expanduser().absolute()
+    where = renderers.make_context(recipe, entry, context.obj, folder, assume_files=assume_files, gpus=gpus)
+    rendering = renderer.render(recipe, entry, where, own)
+    for path in renderers.write(rendering, folder, overwrite=force):
+        typer.echo(f"Wrote {path}")
+    for note in rendering.notes:
+        typer.echo(f"Note: {note}")
