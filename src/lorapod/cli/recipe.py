@@ -113,15 +113,6 @@ def render_command(
             "--assume-files", help="Take base model, trainer and data to be where the workspace would have them."
         ),
     ] = False,
-    option: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--option",
-            metavar="KEY=VALUE",
-            help="A key of the trainer's own, as blocks_to_swap=20; may be given several times.",
-            show_default=False,
-        ),
-    ] = None,
     gpus: Annotated[int, typer.Option("--gpus", min=1, help="How many GPUs it trains on.")] = 1,
     force: Annotated[bool, typer.Option("--force", help="Overwrite files that differ.")] = False,
     overrides: Overrides = None,
@@ -132,13 +123,12 @@ def render_command(
 
     chosen = [*(overrides or ()), *([f"trainer={trainer}"] if trainer else [])]
     recipe = recipes.load(file, chosen, check_paths=not assume_files)
-    own = renderers.own_keys(option or ())
     renderer = renderers.get_renderer(recipe.trainer)
     entry = renderers.find_entry(recipe, context.obj)
     renderer.check(recipe, entry)
     folder = out.expanduser().absolute()
     where = renderers.make_context(recipe, entry, context.obj, folder, assume_files=assume_files, gpus=gpus)
-    rendering = renderer.render(recipe, entry, where, own)
+    rendering = renderer.render(recipe, entry, where, renderers.own_keys(recipe))
     for path in renderers.write(rendering, folder, overwrite=force):
         typer.echo(f"Wrote {path}")
     for note in rendering.notes:

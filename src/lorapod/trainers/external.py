@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from abc import ABC, abstractmethod
@@ -20,15 +19,12 @@ from typing import Protocol
 from lorapod.data import Geometry, MediaCache, plan_datasets
 from lorapod.data.export import Layout, lay_out
 from lorapod.data.facts import Progress
-from lorapod.errors import BaseModelError
 from lorapod.events import Event
-from lorapod.files import write_text_whole
-from lorapod.models import Entry, entries, find_files, find_training_adapter
-from lorapod.models.base_model import unknown
+from lorapod.models import Entry
 from lorapod.recipe import Recipe
 from lorapod.trainers.base import Ending, EventWatch, Stage, Watch
 from lorapod.trainers.diagnosis import Diagnosis
-from lorapod.trainers.installed import Installation, find_installation
+from lorapod.trainers.renderers import find_entry, get_renderer, make_context, own_keys, write
 from lorapod.trainers.rendering import RenderContext, Rendering, View
 from lorapod.workspace import Workspace
 
@@ -52,14 +48,6 @@ class ExternalTrainer(ABC):
     layout: Layout
 
     @abstractmethod
-    def refuse(self, recipe: Recipe, entry: Entry) -> None:
-        """Raises RequestError for what the trainer cannot do."""
-
-    @abstractmethod
-    def render(self, recipe: Recipe, entry: Entry, context: RenderContext) -> Rendering:
-        """The trainer's files and commands."""
-
-    @abstractmethod
     def started(self, stage: Stage, recipe: Recipe, output: Path, resume: bool) -> Stage | None:
         """The training stage as it is started, from its newest state where it resumes; None if it is finished."""
 
@@ -76,15 +64,15 @@ class ExternalTrainer(ABC):
         """
 
     def check(self, recipe: Recipe, workspace: Workspace) -> None:
-        self.refuse(recipe, self.entry(recipe, workspace))
-        find_installation(self.name, workspace)
-        find_training_adapter(recipe.base_model, workspace)
-        self._files(recipe, workspace)
+        entry = find_entry(recipe, workspace)
+        renderer = get_renderer(recipe.trainer)
+        renderer.check(recipe, entry)
+        renderer.render(recipe, entry, make_context(recipe, entry, workspace, workspace.root), own_keys(recipe))
 
     def plan(self, recipe: Recipe, run_dir: Path, workspace: Workspace, resume: bool) -> list[Stage]:
-        context = self.context(recipe, run_dir, workspace, [])
+        context, rendering = self.rendered(recipe, run_dir, workspace, [])
         stages = [self._own(PREPARE, run_dir, workspace)]
-        for rendered in self.render(recipe, self.entry(recipe, workspace), context).stages:
+        for rendered in rendering.stages:
             environment = _environment(context.python) | rendered.env
             made = Stage(rendered.name, rendered.argv, environment, rendered.cwd)
             stage: Stage | None = made
@@ -99,45 +87,9 @@ class ExternalTrainer(ABC):
             return EventWatch()
         return ExternalWatch(self.title, stage.name, self.reader(stage))
 
-    def entry(self, recipe: Recipe, workspace: Workspace) -> Entry:
-        """The base model's entry of the catalogue.
-
-        Raises:
-            BaseModelError: There is none: external trainers need to be told where each file is.
-        """
-        known = entries(workspace)
-        if recipe.base_model.name not in known:
-            if Path(recipe.base_model.name).is_dir():
-                raise BaseModelError(
-                    f"{self.title} needs a base model of the catalogue",
-                    "It reads other files than those of a diffusers folder.",
-                    "Name one of `lorapod models list`, add it with `lorapod models add`, or use the built-in trainer.",
-                )
-            raise unknown(recipe.base_model.name, known)
-        return known[recipe.base_model.name]
-
-    def context(self, recipe: Recipe, run_dir: Path, workspace: Workspace, views: list[View]) -> RenderContext:
-        """Where everything of a run is.
-
-        Raises:
-            RequestError: The trainer is not installed.
-            BaseModelError: A file was not pulled.
-        """
-        place = find_installation(self.name, workspace)
-        return RenderContext(
-            run_dir / "config",
-            place.home,
-            place.python,
-            self._files(recipe, workspace),
-            [],
-            run_dir / "output",
-            views=views,
-        )
-
     def prepare(self, recipe: Recipe, run_dir: Path, workspace: Workspace, progress: Progress) -> Rendering:
         """Makes the view of the data and writes what is rendered."""
-        entry = self.entry(recipe, workspace)
-        rule = entry.geometry
+        rule = find_entry(recipe, workspace).geometry
         geometry = Geometry(
             divisor=rule.divisor if rule else 16, frame_step=(rule.frame_step if rule else None) or 1,
             fps=rule.fps if rule else None,
@@ -147,19 +99,23 @@ class ExternalTrainer(ABC):
         views = [
             View(each.dataset, "clip" if each.clips else "picture", each.folder, each.fps or None) for each in folders
         ]
-        context = self.context(recipe, run_dir, workspace, views)
-        rendering = self.render(recipe, entry, context)
-        write(rendering, context.folder)
+        context, rendering = self.rendered(recipe, run_dir, workspace, views)
+        write(rendering, context.folder, overwrite=True)  # made by an earlier start of this run
         context.output.mkdir(parents=True, exist_ok=True)
         return rendering
 
-    def installation(self, workspace: Workspace) -> Installation:
-        """Where the trainer is installed."""
-        return find_installation(self.name, workspace)
+    def rendered(
+        self, recipe: Recipe, run_dir: Path, workspace: Workspace, views: list[View]
+    ) -> tuple[RenderContext, Rendering]:
+        """Where everything of a run is, and what is rendered for it.
 
-    def _files(self, recipe: Recipe, workspace: Workspace) -> dict[str, Path]:
-        found = find_files(recipe.base_model.name, workspace, self.name)
-        return {need: paths[0] if len(paths) == 1 else _together(paths) for need, paths in found.items()}
+        Raises:
+            RequestError: The trainer is not installed, or cannot do what the recipe asks for.
+            BaseModelError: A file was not pulled.
+        """
+        entry = find_entry(recipe, workspace)
+        context = make_context(recipe, entry, workspace, run_dir / "config", run=run_dir, views=views)
+        return context, get_renderer(recipe.trainer).render(recipe, entry, context, own_keys(recipe))
 
     def _own(self, name: str, run_dir: Path, workspace: Workspace) -> Stage:
         argv = [
@@ -199,29 +155,7 @@ class ExternalWatch:
         return Ending("failed", self.diagnosis.verdict(self.stage, code))
 
 
-def write(rendering: Rendering, folder: Path) -> list[Path]:
-    """Writes the files of a rendering, and each stage's command as `NN-<stage>.command.json`; gives their paths.
-
-    Raises:
-        DiskError: The folder cannot be written.
-    """
-    written = []
-    for file in rendering.files:
-        written.append(folder / file.path)
-        write_text_whole(written[-1], file.text)
-    for number, stage in enumerate(rendering.stages, start=1):
-        command = {"argv": stage.argv, "env": stage.env, "cwd": str(stage.cwd)}
-        written.append(folder / f"{number:02d}-{stage.name.replace(' ', '-')}.command.json")
-        write_text_whole(written[-1], json.dumps(command, indent=2) + "\n")
-    return written
-
-
 def _environment(python: Path) -> dict[str, str]:
     """The environment with the trainer's own first; what belongs to lorapod's own Python is left out."""
     kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
     return kept | {"PATH": f"{python.parent}{os.pathsep}{kept.get('PATH', '')}"}
-
-
-def _together(paths: list[Path]) -> Path:
-    """The folder that several files of one part are in."""
-    return Path(os.path.commonpath(paths))

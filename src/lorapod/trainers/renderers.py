@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import importlib
 import json
-import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -25,7 +24,8 @@ from lorapod.models.catalogue import FileSpec
 from lorapod.models.hub import target_of
 from lorapod.models.store import Store
 from lorapod.recipe import Recipe, TrainerName
-from lorapod.trainers.rendering import RenderContext, Rendering
+from lorapod.trainers.installed import assumed, find_installation
+from lorapod.trainers.rendering import RenderContext, Rendering, View
 from lorapod.workspace import Workspace
 
 _MODULES = {
@@ -81,33 +81,37 @@ def find_entry(recipe: Recipe, workspace: Workspace) -> Entry:
 
 
 def make_context(
-    recipe: Recipe, entry: Entry, workspace: Workspace, folder: Path, *, assume_files: bool = False, gpus: int = 1
+    recipe: Recipe,
+    entry: Entry,
+    workspace: Workspace,
+    folder: Path,
+    *,
+    run: Path | None = None,
+    assume_files: bool = False,
+    gpus: int = 1,
+    views: Sequence[View] = (),
 ) -> RenderContext:
     """Where everything is, or, with `assume_files`, where the workspace would have it.
 
     Args:
         folder: Where the rendered files go.
+        run: The run folder; None for no run in particular.
 
     Raises:
         BaseModelError: A file of the base model was not pulled, or the trainer cannot train it.
         RequestError: The trainer is not installed.
     """
-    trainer = recipe.trainer.value
-    place = workspace.root / "trainers" / trainer
-    home, python = place / "repository", place / "environment" / "bin" / "python"
-    if assume_files:
-        files = assumed_files(recipe, entry, workspace)
-    else:
-        files = present_files(recipe, entry, workspace)
-        if not python.exists():
-            raise RequestError(
-                f"{trainer} is not installed",
-                f"It is looked for in {place}.",
-                "Give --assume-files to render as if it were.",
-            )
-    run = workspace.runs / recipe.name
+    name = recipe.trainer.value
+    place = assumed(name, workspace) if assume_files else find_installation(name, workspace)
+    files = (assumed_files if assume_files else present_files)(recipe, entry, workspace)
+    run = run or workspace.runs / recipe.name
     data = [run / "data" / str(index) for index in range(len(recipe.datasets))]
-    return RenderContext(folder, home, python, files, data, run / "output", gpus)
+    return RenderContext(folder, place.home, place.python, files, data, run / "output", gpus, list(views))
+
+
+def own_keys(recipe: Recipe) -> dict[str, Any]:
+    """The person's own keys for the recipe's trainer."""
+    return recipe.trainer_options.get(recipe.trainer, {})
 
 
 def present_files(recipe: Recipe, entry: Entry, workspace: Workspace) -> dict[str, Path]:
@@ -150,35 +154,6 @@ def _target(spec: FileSpec) -> str:
 def _is_one_file(entry: Entry, need: str) -> bool:
     specs = entry.matching(need)
     return len(specs) == 1 and not specs[0].include and not (specs[0].local and specs[0].local.is_dir())
-
-
-def own_keys(options: Iterable[str]) -> dict[str, Any]:
-    """A person's own keys out of `a.b=c` each; `c` is a TOML value, and where it is not valid TOML it is taken as text.
-
-    Raises:
-        RequestError: It is not of that form, or one key is below another.
-    """
-    own: dict[str, Any] = {}
-    for option in options:
-        key, equals, text = option.partition("=")
-        *tables, last = (part.strip() for part in key.split("."))
-        if not equals or not all((*tables, last)):
-            raise RequestError(f"--option {option}: not of the form key=value", "", "Write it as blocks_to_swap=20.")
-        place: Any = own
-        for table in tables:
-            place = place.setdefault(table, {}) if isinstance(place, dict) else None
-        if not isinstance(place, dict):
-            raise RequestError(f"--option {option}: `{key}` is below a value that was given", "", "Leave one out.")
-        place[last] = _value(text.strip())
-    return own
-
-
-def _value(text: str) -> Any:
-    try:
-        document = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
-        return text
-    return document["value"] if len(document) == 1 else text
 
 
 def texts(rendering: Rendering) -> dict[str, str]:

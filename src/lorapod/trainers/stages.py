@@ -15,6 +15,8 @@ from lorapod.errors import LorapodError
 from lorapod.events import PREFIX, Event, event, to_line
 from lorapod.trainers import get_trainer
 from lorapod.trainers.external import PREPARE, ExternalTrainer
+from lorapod.trainers.installed import find_installation
+from lorapod.trainers.renderers import find_entry
 from lorapod.workspace import Workspace
 
 _SECONDS_BETWEEN_EVENTS = 0.5
@@ -37,8 +39,8 @@ def main() -> int:
             for note in rendering.notes:
                 _say(event("warning", message=note, hint=""))
         else:
-            commit = trainer.installation(workspace).commit
-            for found in trainer.collect(recipe, trainer.entry(recipe, workspace), arguments.run, commit):
+            commit = find_installation(trainer.name, workspace).commit
+            for found in trainer.collect(recipe, find_entry(recipe, workspace), arguments.run, commit):
                 _say(found)
     except LorapodError as error:
         _say(event("error", message=error.what, hint=error.to_hint()))

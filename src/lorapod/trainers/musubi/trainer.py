@@ -18,12 +18,11 @@ from lorapod.lora_convert import read, write
 from lorapod.lora_file import metadata_for
 from lorapod.models import Entry
 from lorapod.recipe import Recipe
-from lorapod.recipe.schema import LoraFormat, TrainerName
+from lorapod.recipe.schema import LoraFormat
 from lorapod.trainers.base import Stage
 from lorapod.trainers.external import ExternalTrainer, LineReader
 from lorapod.trainers.musubi.parse import Reader
-from lorapod.trainers.musubi.render import check, output_names, render
-from lorapod.trainers.rendering import RenderContext, Rendering
+from lorapod.trainers.musubi.render import output_names
 
 _FROM = re.compile(r"from-(\d+)$")
 _STATE = re.compile(r"(?P<name>.+)-step(?P<step>\d{8})-state$")
@@ -34,12 +33,6 @@ class MusubiTrainer(ExternalTrainer):
     """kohya-ss/musubi-tuner."""
 
     name, title, layout = "musubi", "musubi-tuner", Layout.MUSUBI
-
-    def refuse(self, recipe: Recipe, entry: Entry) -> None:
-        check(recipe, entry)
-
-    def render(self, recipe: Recipe, entry: Entry, context: RenderContext) -> Rendering:
-        return render(recipe, entry, context, recipe.trainer_options.get(TrainerName.MUSUBI, {}))
 
     def started(self, stage: Stage, recipe: Recipe, output: Path, resume: bool) -> Stage | None:
         name = _option(stage.argv, "output_name")
