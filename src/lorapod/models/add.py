@@ -163,9 +163,11 @@ def _entry(name: str, family: str, spec: FileSpec, base: Entry | None) -> Entry:
     files: tuple[FileSpec, ...] = (spec,)
     trainers: dict[str, Any] = {}
     if spec.layout is Layout.SINGLE_FILES and base is not None:
-        files += tuple(f for f in base.files if f.layout is not Layout.DIFFUSERS and f.part != spec.part)
+        rest = tuple(f for f in base.files if _serves(f) and f.part != spec.part)
+        files += rest
         for trainer, support in base.trainers.items():
-            if not any(need.startswith("diffusers/") for need in support.needs):
+            needed = base.files_for(trainer)
+            if all(f in rest or (f.layout, f.part) == (spec.layout, spec.part) for f in needed):
                 trainers[trainer] = support
     elif spec.layout is Layout.DIFFUSERS and family in FAMILY_OF_PIPELINE.values():
         trainers["builtin"] = {"needs": ("diffusers/*",)}
@@ -185,6 +187,11 @@ def _entry(name: str, family: str, spec: FileSpec, base: Entry | None) -> Entry:
         own=True,
         **shared,
     )
+
+
+def _serves(file: FileSpec) -> bool:
+    """Whether a file of a base model serves for a fine-tune that has a denoiser of its own."""
+    return file.layout is not Layout.DIFFUSERS or file.part == "config"
 
 
 def _look_at(entry: Entry, spec: FileSpec, base: Entry | None) -> None:

@@ -12,6 +12,7 @@ from lorapod.engine.families.base import (
     Family,
     NamesLayers,
     PreviewRequest,
+    ReadsSingleFiles,
     SamplesByExperts,
     TakesFirstFrame,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "Family",
     "NamesLayers",
     "PreviewRequest",
+    "ReadsSingleFiles",
     "SamplesByExperts",
     "TakesFirstFrame",
     "family_named",
