@@ -343,7 +343,7 @@ def _asked(
 def _of_recipe(context: typer.Context, path: Path) -> _Asked:
     from lorapod import recipe as recipes
 
-    recipe = recipes.load(path)
+    recipe = recipes.load(path, workspace=_workspace(context))
     geometry, text = _of_model(recipe.base_model.name, _workspace(context))
     training = recipe.training
     a_step = training.batch_size * training.accumulation
