@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from single_files_made import as_bf16, comfy_transformer, fp8_scaled, single_files
 from torch import Tensor, nn
 
+from fakes.single_files import as_bf16, comfy_transformer, fp8_scaled, single_files
 from lorapod import recipe as recipes
 from lorapod.engine import weights
 from lorapod.engine.families import family_named

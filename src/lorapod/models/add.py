@@ -59,7 +59,7 @@ def add(name: str, family: str, source: Source, workspace: Workspace, based_on: 
         raise BaseModelError(
             f"No family is called {family!r}", f"There are {', '.join(FAMILIES)}.", "Choose one of them."
         )
-    base = _base(family, based_on)
+    base = _base(family, based_on, workspace)
     spec = _spec(source, family)
     entry = _entry(name, family, spec, base)
     _look_at(entry, spec, base)
@@ -90,12 +90,13 @@ def _check_name(name: str, workspace: Workspace) -> None:
         )
 
 
-def _base(family: str, based_on: str | None) -> Entry | None:
+def _base(family: str, based_on: str | None, workspace: Workspace) -> Entry | None:
     if based_on is None:
         return None
-    base = catalogue().get(based_on)
+    known = entries(workspace)
+    base = known.get(based_on)
     if base is None or base.family != family:
-        fitting = [e.name for e in catalogue().values() if e.family == family]
+        fitting = [e.name for e in known.values() if e.family == family]
         raise BaseModelError(
             f"{based_on} is not a base model of the family {family}",
             f"Of that family the catalogue has {', '.join(fitting)}.",

@@ -206,9 +206,11 @@ def _whole_of(entry: Entry, known: dict[str, Entry]) -> tuple[Entry, str]:
 
 
 def _lineage(entry: Entry, known: dict[str, Entry]) -> list[Entry]:
-    """An entry, and the one that it is a fine-tune of: that one's files serve for what is not its own."""
-    base = known.get(entry.based_on or "")
-    return [entry, base] if base else [entry]
+    """An entry and what it is a fine-tune of, nearest first: the files of those serve for what is not its own."""
+    found = [entry]
+    while (base := known.get(found[-1].based_on or "")) and base not in found:
+        found.append(base)
+    return found
 
 
 def _folder_of(entry: Entry, known: dict[str, Entry], workspace: Workspace) -> Path:

@@ -63,9 +63,14 @@ def preset_for(base_model: str, workspace: Workspace | None = None) -> dict[str,
     if base_model in names():
         return values(base_model)
     added = _added(base_model, workspace)
-    for name in (added.get("based_on"), added.get("family")):
-        if name in _stored():
-            return values(str(name))
+    seen = {base_model}
+    while (base := added.get("based_on")) in _stored() or (isinstance(base, str) and base not in seen):
+        if base in _stored():
+            return values(str(base))
+        seen.add(base)
+        added = added | {"based_on": None} | _added(base, workspace)
+    if added.get("family") in families():
+        return values(str(added["family"]))
     pipeline = _pipeline_of(Path(base_model))
     for name in families():
         if pipeline in _stored()[name]["pipelines"]:
