@@ -2,11 +2,12 @@
 
     python benchmarks/load.py [--gigabytes 2] [--rounds 3] [--folder DIR]
 
-A file of random bf16 weights is written, with the names of Z-Image's single files and tensors of their sizes; then it is
-loaded onto the CPU by a process of its own, and read once into memory by another, in turn. Peak memory is the growth of
-the resident set over that of the same process with everything imported and the model built without memory. Before each
-round the file is taken out of the page cache, where the system allows that (`cold`); then both are done again with the
-file in it (`warm`), where time is that of memory and not of the disk.
+A file of random bf16 weights is written, with the names of Z-Image's single files and tensors of their sizes. In turn it
+is loaded onto the CPU by a process of its own, and read once by another, into one buffer of 16 MB. Peak memory is the
+growth of the resident set over that of the same process with everything imported and the model built without memory.
+Before each round the file is taken out of the page cache, where the system allows that (`cold`). Then all is done again
+with the file in the cache (`warm`), where nothing is read from disk: there the time is that of taking fresh memory from
+the system, so that reading the file into fresh memory is timed too.
 Aims: peak memory under 1.1 times the file's size, time under 1.3 of reading the file once. Prints a line of JSON and a
 sentence.
 """
@@ -34,16 +35,18 @@ CONFIG = {
 BYTES_A_LAYER = 0.35e9
 
 READ = """
-import os, sys, time
-path = sys.argv[1]
-size = os.path.getsize(path)
-began = time.perf_counter()
-with open(path, "rb", buffering=0) as file:
-    memory = bytearray(size)
-    view, done = memoryview(memory), 0
-    while done < size:
-        done += file.readinto(view[done : done + (16 << 20)])
-print(time.perf_counter() - began)
+import json, os, sys, time
+
+def read(into, step):
+    view, at = memoryview(into), 0
+    began = time.perf_counter()
+    with open(sys.argv[1], "rb", buffering=0) as file:
+        while got := file.readinto(view[at : at + (16 << 20)]):
+            at += got * step
+    return time.perf_counter() - began
+
+once = read(bytearray(16 << 20), 0)
+print(json.dumps({"once": once, "fresh": read(bytearray(os.path.getsize(sys.argv[1])), 1)}))
 """
 
 LOAD = """
@@ -79,7 +82,7 @@ def write_model(folder: Path, gigabytes: float) -> Path:
     from diffusers import ZImageTransformer2DModel
     from safetensors.torch import save_file
 
-    config = CONFIG | {"n_layers": max(1, round(gigabytes * 1e9 / BYTES_A_LAYER) - 3)}
+    config = CONFIG | {"n_layers": max(1, round(gigabytes * 1e9 / BYTES_A_LAYER) - 2)}
     (folder / "transformer").mkdir()
     (folder / "transformer/config.json").write_text(json.dumps(config))
     with torch.device("meta"):
@@ -127,28 +130,33 @@ def main() -> None:
         found: dict[str, float] = {"gigabytes": round(size / 1e9, 3)}
         peaks = []
         for state in ("cold", "warm"):
-            loads, reads = [], []
+            loads, reads, fresh = [], [], []
             for _ in range(args.rounds):
                 if state == "cold":
                     drop_from_cache(path)
-                reads.append(float(run(READ, path)))
+                read = json.loads(run(READ, path))
                 if state == "cold":
                     drop_from_cache(path)
                 loaded = json.loads(run(LOAD, folder))
                 loads.append(loaded["seconds"])
+                reads.append(read["once"])
+                fresh.append(read["fresh"])
                 peaks.append(loaded["peak"] / size)
             found |= {
                 f"{state} load seconds": round(statistics.median(loads), 3),
                 f"{state} read seconds": round(statistics.median(reads), 3),
                 f"{state} time ratio": round(statistics.median(loads) / statistics.median(reads), 3),
             }
+        found["warm read into fresh memory seconds"] = round(statistics.median(fresh), 3)
+        found["warm time ratio to that"] = round(statistics.median(loads) / statistics.median(fresh), 3)
         found["peak memory ratio"] = round(max(peaks), 3)
     print(json.dumps(found))
     kept = found["peak memory ratio"] < MOST_MEMORY and found["cold time ratio"] < MOST_TIME
     print(
         f"Peak memory {found['peak memory ratio']:.2f} times the file (aim: under {MOST_MEMORY}); time "
-        f"{found['cold time ratio']:.2f} of reading it once from disk, {found['warm time ratio']:.2f} from memory "
-        f"(aim: under {MOST_TIME}): {'kept' if kept else 'missed'}"
+        f"{found['cold time ratio']:.2f} of reading it once from disk (aim: under {MOST_TIME}): "
+        f"{'kept' if kept else 'missed'}. From the page cache: {found['warm time ratio']:.2f} of reading it into one "
+        f"buffer, {found['warm time ratio to that']:.2f} of reading it into fresh memory."
     )
     sys.exit(not kept)
 
