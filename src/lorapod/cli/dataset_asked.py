@@ -111,7 +111,7 @@ def asked_of(
 def _of_recipe(context: typer.Context, path: Path) -> Asked:
     from lorapod import recipe as recipes
 
-    recipe = recipes.load(path)
+    recipe = recipes.load(path, workspace=workspace_of(context))
     geometry, text = _of_model(recipe.base_model.name, workspace_of(context))
     training = recipe.training
     a_step = training.batch_size * training.accumulation

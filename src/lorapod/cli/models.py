@@ -393,6 +393,7 @@ def add_command(
 
     from lorapod.models.add import Source, add
     from lorapod.models.fetch import pull
+    from lorapod.models.upkeep import trainers_on_disk
 
     workspace: Workspace = context.obj
     console = Console(highlight=False)
@@ -403,8 +404,11 @@ def add_command(
     if all(spec.local is not None for spec in entry.files):
         pull(entry, None, workspace)  # makes links only
         _say_done(entry, None, workspace, console)
+    elif trainers_on_disk(entry, workspace):
+        _say_done(entry, None, workspace, console)  # what it has not is here with its base
     else:
-        console.print(f"Fetch it with: lorapod models pull {name}", markup=False)
+        what = "Fetch the rest" if entry.files[0].local else "Fetch it"
+        console.print(f"{what} with: lorapod models pull {name}", markup=False)
     if not entry.trainers:
         console.print(
             "No trainer can use it as it is: a single file needs --base for its text encoder and VAE.", markup=False

@@ -42,9 +42,9 @@ def train(
     console = Console(highlight=False)
     if resume and recipe is not None and run is None and not recipe.is_file() and recipe.suffix != ".toml":
         recipe, run = None, str(recipe)  # `lorapod train --resume RUN`
-    loaded = recipes.load(recipe, set_ or []) if recipe is not None else None
+    loaded = recipes.load(recipe, set_ or [], workspace=workspace) if recipe is not None else None
     if resume and loaded is None and set_:
-        loaded = recipes.load(find_run(run, workspace).recipe_file, set_)
+        loaded = recipes.load(find_run(run, workspace).recipe_file, set_, workspace=workspace)
         wanted = find_run(run, workspace)
         started = resume_run(wanted, workspace, loaded)
     elif resume:

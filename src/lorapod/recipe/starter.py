@@ -13,16 +13,24 @@ from pydantic import ValidationError
 from lorapod.errors import RecipeError
 from lorapod.recipe import presets
 from lorapod.recipe.schema import BaseModelSection, DatasetSection, Recipe, TrainerName
+from lorapod.workspace import Workspace
 
 _STEPS = 2000
 """Steps for a base model that no preset knows, so that the recipe is complete."""
 
 
-def new(model: str, data: Path, trainer: str = TrainerName.BUILTIN, name: str | None = None) -> str:
+def new(
+    model: str,
+    data: Path,
+    trainer: str = TrainerName.BUILTIN,
+    name: str | None = None,
+    workspace: Workspace | None = None,
+) -> str:
     """A commented recipe as TOML: what a person is likely to change, with the values of the base model's preset.
 
     Args:
-        model: Base model: one with a preset, or the path of a folder in diffusers layout.
+        model: Base model: one with a preset, one that was added to `workspace`, or the path of a folder in diffusers
+            layout.
         data: Folder of pictures, written as given; a relative path will count from the recipe's folder.
         trainer: What trains.
         name: Name of the LoRA; the data folder's where left out.
@@ -30,7 +38,8 @@ def new(model: str, data: Path, trainer: str = TrainerName.BUILTIN, name: str | 
     Raises:
         RecipeError: An unknown base model or trainer, or a name that cannot be a file name.
     """
-    if model not in presets.names() and not Path(model).expanduser().is_dir():
+    known = model in presets.names() or presets.is_added(model, workspace)
+    if not known and not Path(model).expanduser().is_dir():
         near = difflib.get_close_matches(model, presets.names(), n=1, cutoff=0.4)
         meant = f"; did you mean `{near[0]}`?" if near else ""
         raise RecipeError(
@@ -41,7 +50,7 @@ def new(model: str, data: Path, trainer: str = TrainerName.BUILTIN, name: str | 
     if any("\ud800" <= character <= "\udfff" for character in f"{model}{data}"):
         raise RecipeError(f"The path {str(data)!r} is not Unicode text", "", "Rename the folder.")
     name = _checked_name(name if name is not None else _name_from(data))
-    return _text(_resolved(model, data, _checked_trainer(trainer), name), data, model)
+    return _text(_resolved(model, data, _checked_trainer(trainer), name, workspace), data, model)
 
 
 def _checked_trainer(trainer: str) -> TrainerName:
@@ -69,14 +78,14 @@ def _name_from(data: Path) -> str:
     return re.sub(r'[/\\\0\n:*?"<>|]+', "-", data.absolute().name).strip()[:100].strip() or "lora"
 
 
-def _resolved(model: str, data: Path, trainer: TrainerName, name: str) -> Recipe:
+def _resolved(model: str, data: Path, trainer: TrainerName, name: str, workspace: Workspace | None) -> Recipe:
     written: dict[str, Any] = {
         "name": name,
         "trainer": trainer,
         "base_model": {"name": model},
         "datasets": [{"path": data}],
     }
-    recipe = Recipe.model_validate(presets.fill(written))
+    recipe = Recipe.model_validate(presets.fill(written, workspace))
     recipe.training.steps = recipe.training.steps or _STEPS
     return recipe
 
