@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 
 from lorapod.trainers.musubi.parse import Reader
@@ -28,9 +27,11 @@ def test_a_resumed_training_goes_on_counting() -> None:
     assert found is not None and (found["step"], found["total"]) == (503, 600)
 
 
-def test_nan_is_a_loss() -> None:
-    found = Reader("train").read(bar(3, 100, loss="nan"))
-    assert found is not None and math.isnan(found["loss"])
+def test_a_loss_that_is_no_number_is_said_once() -> None:
+    reader = Reader("train")
+    found = reader.read(bar(3, 100, loss="nan"))
+    assert found is not None and found["type"] == "warning" and "step 3" in found["message"]
+    assert reader.read(bar(4, 100, loss="nan")) is None
 
 
 def test_saved_files_are_named_and_other_bars_are_not_steps() -> None:

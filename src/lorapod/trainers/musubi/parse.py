@@ -6,6 +6,7 @@ makes the steps go on. Not covered: its TensorBoard files, which hold the loss o
 
 from __future__ import annotations
 
+import math
 import re
 
 from lorapod.events import Event, event
@@ -34,6 +35,7 @@ class Reader:
     def __init__(self, stage: str, offset: int = 0, learning_rate: float = 0.0) -> None:
         self.stage, self.offset, self.learning_rate = stage, offset, learning_rate
         self.epoch, self.step = 1, offset
+        self.broke = False
         self.stopped = False  # it has no way to say so
 
     def read(self, line: str) -> Event | None:
@@ -66,8 +68,18 @@ class Reader:
         self.step = done + self.offset
         rate = float(found["rate"]) if found["rate"] != "?" else 0.0
         seconds = rate if found["unit"] == "s/it" else 1 / rate if rate else 0.0
+        loss = _number(found["loss"])
+        if not math.isfinite(loss):  # JSON has no such number
+            if self.broke:
+                return None
+            self.broke = True
+            return event(
+                "warning",
+                message=f"The loss is no number at step {self.step}",
+                hint="Stop it, lower the learning rate, and resume from a state before this step.",
+            )
         return event(
-            "step", step=self.step, total=total + self.offset, epoch=self.epoch, loss=_number(found["loss"]),
+            "step", step=self.step, total=total + self.offset, epoch=self.epoch, loss=loss,
             lr=self.learning_rate, seconds=round(seconds, 4),
         )  # fmt: skip
 
