@@ -201,7 +201,13 @@ def _lines(entry: Entry, facts: dict[str, Any]) -> list[tuple[str, str]]:
 def _support(entry: Entry, trainer: str) -> list[str]:
     specs = entry.files_for(trainer)
     known = sum(spec.gigabytes or 0 for spec in specs)
-    size = f"about {known:.1f} GB" if all(s.gigabytes for s in specs) else f"more than {known:.1f} GB" if known else ""
+    size = (
+        f"about {known:.1f} GB"
+        if all(s.gigabytes for s in specs)
+        else f"more than {known:.1f} GB"
+        if known
+        else "size not known before it is asked for"
+    )
     return [size, entry.trainers[trainer].note]
 
 

@@ -96,6 +96,7 @@ def _quoted(text: str) -> str:
 
 def _text(recipe: Recipe, data: Path, model: str) -> str:
     dataset: DatasetSection = recipe.datasets[0]
+    items = "pictures and clips" if recipe.previews.frames > 1 else "pictures"
     lines = [
         "# A recipe of lorapod: everything about one training. Only what you are likely to change is written here;",
         "# `lorapod recipe show` prints this recipe with every other setting and its value.",
@@ -108,10 +109,10 @@ def _text(recipe: Recipe, data: Path, model: str) -> str:
     lines += [
         "",
         "[[datasets]]",
-        f"path = {_quoted(data.as_posix())}  # folder of pictures, each with a caption in a .txt file of the same name",
+        f"path = {_quoted(data.as_posix())}  # folder of {items}, each with a caption in a .txt file of the same name",
         f"trigger_word = {_quoted(dataset.trigger_word)}  # a rare word put before every caption, to call the LoRA by",
         f"resolutions = {dataset.resolutions}  # sides in pixels; smaller is faster and needs less memory",
-        f"repeats = {dataset.repeats}  # how often each picture is seen in an epoch",
+        f"repeats = {dataset.repeats}  # how often each of them is seen in an epoch",
         "",
         "[adapter]",
         f"rank = {recipe.adapter.rank}  # how much the LoRA can hold; a larger one overfits sooner",
@@ -120,8 +121,8 @@ def _text(recipe: Recipe, data: Path, model: str) -> str:
         f"learning_rate = {recipe.optimizer.learning_rate}  # lower if pictures turn harsh, raise if none change",
         "",
         "[training]",
-        f"steps = {recipe.training.steps}  # or, in its place, `epochs`: passes over the pictures",
-        f"batch_size = {recipe.training.batch_size}  # pictures at once; more is steadier and needs more memory",
+        f"steps = {recipe.training.steps}  # or, in its place, `epochs`: passes over the dataset",
+        f"batch_size = {recipe.training.batch_size}  # items at once; more is steadier and needs more memory",
         "",
         "[previews]",
         "prompts = []  # what to draw while training; empty: your first captions",
