@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections import namedtuple
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -369,7 +370,8 @@ def test_ctrl_c_ends_at_once_though_the_server_says_nothing(hub: FakeHub, toy: R
     text = tomlkit.dumps(json.loads(entry().model_dump_json(exclude_defaults=True, exclude_none=True)))
     (workspace.models / "entries/toy.toml").write_text(text, encoding="utf-8")
     env = {**os.environ, "HF_HUB_OFFLINE": "0"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # ignored where the tests run in the background
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env, preexec_fn=heed)
     until(lambda: hub.stalled.is_set())
     time.sleep(0.5)
     asked = time.monotonic()
