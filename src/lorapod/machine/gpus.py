@@ -212,7 +212,7 @@ def _by_smi() -> tuple[dict[str, Any] | None, str]:
     path = shutil.which("nvidia-smi")
     if path is None:
         return None, ""
-    fields = _SMI_FIELDS
+    fields: tuple[str, ...] = _SMI_FIELDS
     code, text = _smi(path, fields)
     if code and "not a valid field" in text:  # older drivers know neither compute_cap nor MIG
         fields = _SMI_FIELDS[:5]

@@ -1,5 +1,6 @@
-"""Processors, memory and disks, as this container may use them: a pod sees the memory of its whole host, and is killed at its
-own limit, which is in the control groups.
+"""Processors, memory and disks, as this container may use them.
+
+A pod sees the memory of its whole host, and is killed at its own limit, which is in the control groups.
 
 Not covered: quotas of network volumes, whose free space the file system may state for the whole cluster.
 """
@@ -88,8 +89,8 @@ def find_host(root: Path = Path("/")) -> Host:
         if limit < total:
             total = limit
         free = min(free, max(0, limit - used))
-    cpus = min([float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)]
-               + list(_cpu_limits(root)))  # fmt: skip
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cpus = min([float(own), *_cpu_limits(root)])
     return Host(cpus, total, free, in_container(root), os.environ.get("RUNPOD_POD_ID", ""))
 
 

@@ -16,6 +16,8 @@ _LEAST_GPU_MEMORY = 7 * GB
 _LEAST_FREE_SHARE = 0.8
 
 _ANOTHER_GPU = "Rent another GPU: RTX 3090, A100 or newer."
+_BUILD_12_8 = "Install a build for CUDA 12.8 (`cu128`): pytorch.org, Get Started, shows the command for your system."
+"""12.8 is the first that knows Blackwell, and the last that runs on drivers from 525."""
 _HOST_ONLY = "This cannot be repaired from inside a container: stop the pod and start it on another machine."
 
 _TROUBLES: dict[str, tuple[str, str, str]] = {
@@ -103,8 +105,7 @@ def _torch(gpus: Gpus, torch: TorchBuild | None) -> Iterator[Finding]:
             "torch",
             f"torch {torch.version} cannot use a GPU",
             "It is a build for processors only.",
-            f"Install a CUDA build: `pip install --force-reinstall torch --index-url "
-            f"https://download.pytorch.org/whl/{_best_build(gpus)}`.",
+            _BUILD_12_8,
         )
         return
     floor, name = DRIVER_FLOORS.get(torch.cuda[0], (0, ""))
@@ -123,11 +124,6 @@ def _torch(gpus: Gpus, torch: TorchBuild | None) -> Iterator[Finding]:
         )
 
 
-def _best_build(gpus: Gpus) -> str:
-    """The kind of torch for a driver; 12.8 is the first that knows Blackwell and runs on every driver from 525."""
-    return "cu128"
-
-
 def _one(gpu: Gpu, torch: TorchBuild | None) -> Iterator[Finding]:
     if torch is not None and torch.cuda is not None and not torch.runs_on(gpu.capability):
         known = ", ".join(f"sm_{a}" for a in torch.architectures)
@@ -138,14 +134,13 @@ def _one(gpu: Gpu, torch: TorchBuild | None) -> Iterator[Finding]:
             "torch",
             f"torch {torch.version} has no code for the {gpu.name} ({gpu.architecture})",
             f"It was built for {known}.",
-            "Install a build for CUDA 12.8 or newer: `pip install --force-reinstall torch --index-url "
-            "https://download.pytorch.org/whl/cu128`."
+            _BUILD_12_8
             if blackwell
             else ("Install a newer torch." if newer else f"Install an older torch, or better: {_ANOTHER_GPU}"),
         )
     if not gpu.has_bf16:
         yield Finding(
-            Severity.FAULT,
+            Severity.WARNING,
             "gpu",
             f"The {gpu.name} does not compute in bfloat16",
             "Every base model's preset trains in bfloat16, which begins with compute capability 8.0; this GPU's is "

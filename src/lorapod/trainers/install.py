@@ -23,6 +23,7 @@ from typing import Any
 
 from lorapod.errors import RequestError, StageFailedError
 from lorapod.files import disk_error, write_text_whole
+from lorapod.machine import find_gpus
 from lorapod.trainers.installed import Installation, assumed, find_installation, folder_of
 from lorapod.workspace import Workspace
 
@@ -250,7 +251,7 @@ def _version_of(python: Path) -> str:
 
 def _cuda() -> str:
     """The kind of torch for the driver: CUDA 12.8, the first that knows Blackwell, or none without a GPU."""
-    return "cu128" if shutil.which("nvidia-smi") and _output(["nvidia-smi", "-L"]) else "cpu"
+    return "cu128" if find_gpus().asked else "cpu"
 
 
 def _output(argv: list[str]) -> str:
