@@ -28,8 +28,11 @@ def disk_error(error: OSError, path: Path) -> LorapodError:
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def written_whole(path: Path, mode: int = 0o644) -> Iterator[Path]:
     """Yields a temporary path beside `path` and renames it over `path`, synced to disk, when the block succeeds.
+
+    Args:
+        mode: Permissions of the file; 0o600 keeps a secret from other users from its first byte on.
 
     Raises:
         DiskError: The disk is full or cannot be written.
@@ -45,7 +48,7 @@ def written_whole(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
+        temporary.chmod(mode)
         temporary.replace(path)
         sync_folder(path.parent)
     except OSError as error:
@@ -63,9 +66,9 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_text_whole(path: Path, text: str) -> None:
+def write_text_whole(path: Path, text: str, mode: int = 0o644) -> None:
     """Writes `text` as UTF-8; the file appears whole or not at all."""
-    with written_whole(path) as temporary:
+    with written_whole(path, mode) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

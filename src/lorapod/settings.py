@@ -4,9 +4,63 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, MutableMapping
+from dataclasses import dataclass
 
 _SECRET_NAME = re.compile(r"(TOKEN|API_KEY|APIKEY|PASSWORD|SECRET|ACCESS_KEY)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Key:
+    """A secret that lorapod can make use of.
+
+    Attributes:
+        name: The environment variable that all of lorapod reads.
+        aliases: What other tools and templates call it.
+        use: What it is for.
+        page: Where a person gets one.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    use: str
+    page: str
+
+    def is_set(self, environment: Mapping[str, str]) -> bool:
+        return any(environment.get(name, "").strip() for name in (self.name, *self.aliases))
+
+
+KEYS = (
+    Key(
+        "HF_TOKEN",
+        ("HUGGING_FACE_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_TOKEN", "HUGGINGFACE_HUB_TOKEN"),
+        "base models behind a licence",
+        "huggingface.co/settings/tokens",
+    ),
+    Key("CIVITAI_TOKEN", ("CIVITAI_API_KEY", "civitai_token"), "files from Civitai", "civitai.com/user/account"),
+    Key("GEMINI_API_KEY", ("GOOGLE_API_KEY",), "captions of pictures and clips", "aistudio.google.com/apikey"),
+    Key("OPENAI_API_KEY", (), "captions", "platform.openai.com/api-keys"),
+)
+"""Every key, in the order in which they are shown."""
+
+
+def adopt_aliases(environment: MutableMapping[str, str]) -> list[str]:
+    """Gives every key that is set under another name its own name too; those that have it keep it.
+
+    Returns:
+        The aliases that were taken.
+    """
+    taken = []
+    for key in KEYS:
+        if environment.get(key.name, "").strip():
+            continue
+        for alias in key.aliases:
+            value = environment.get(alias, "").strip()
+            if value:
+                environment[key.name] = value
+                taken.append(alias)
+                break
+    return taken
 
 
 def secret_values(environment: dict[str, str] | None = None) -> list[str]:

@@ -67,7 +67,8 @@ def nvml_environment(folder: Path, cards: tuple[Card, ...], driver: Driver = Dri
         total = card.mebibytes * MIB
         lines.append(
             f"{card.name}|GPU-{i:08d}|{total}|{total - min(total, card.used * MIB)}"
-            f"|{card.capability[0]}|{card.capability[1]}|{card.mig}|{card.virtual}|{card.slices}|{card.slice_mebibytes * MIB}"
+            f"|{card.capability[0]}|{card.capability[1]}|{card.mig}|{card.virtual}"
+            f"|{card.slices}|{card.slice_mebibytes * MIB}"
         )
     state = folder / "cards.txt"
     state.write_text("\n".join(lines) + "\n")
