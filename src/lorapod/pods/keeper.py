@@ -42,7 +42,9 @@ class _Kept:
     ends: int = 0
     again_at: float = 0.0
     barred: bool = False
-    """Whether it must not be started again, since it let in a caller without the token."""
+    """Whether it must not be started again: ended on purpose, or its port is taken."""
+    proved: bool = False
+    """Whether this process of it was seen to answer, and to refuse strangers."""
 
 
 class Keeper:
@@ -82,12 +84,16 @@ class Keeper:
             for kept in list(waiting):
                 if kept.process is None:
                     waiting.remove(kept)
-                elif _answers(kept.service):
+                elif self._proves(kept):
                     waiting.remove(kept)
-                    if self._is_closed(kept):
-                        ready.append(kept.service)
+                    ready.append(kept.service)
             time.sleep(0.05)
         return ready
+
+    def _proves(self, kept: _Kept) -> bool:
+        if not kept.proved and not kept.barred and _answers(kept.service):
+            kept.proved = self._is_closed(kept)
+        return kept.proved
 
     def tend(self) -> None:
         """Waits for children that ended, and starts services again whose time has come."""
@@ -97,6 +103,8 @@ class Keeper:
                 self._start(kept)
                 self._say(f"{kept.service.title} was started again")
                 self._tell()
+            elif kept.process is not None and not kept.proved:
+                self._proves(kept)
 
     def reap(self) -> None:
         """Takes the exit status of every child that ended, ours or left to us."""
@@ -144,7 +152,7 @@ class Keeper:
                 kept.service.argv, env=dict(kept.service.environment), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True, preexec_fn=lambda: _die_with_parent(parent),
             )  # fmt: skip
-            kept.began = time.monotonic()
+            kept.began, kept.proved = time.monotonic(), False
         except OSError as error:
             self._say(f"{kept.service.title} cannot be started: {error}")
             kept.barred = True

@@ -30,7 +30,18 @@ STUDIO_PORT = 8675
 
 _PUBLIC_KEY = re.compile(r"(ssh-(ed25519|rsa)|ecdsa-sha2-\S+|sk-\S+) [A-Za-z0-9+/=]+( .*)?")
 _NOT_FOR_SHELLS = frozenset(
-    "JUPYTER_PASSWORD JUPYTER_TOKEN PUBLIC_KEY SSH_PUBLIC_KEY HOME SHELL USER LOGNAME PWD OLDPWD TERM SHLVL _ HOSTNAME".split()
+    {
+        "JUPYTER_PASSWORD",
+        "JUPYTER_TOKEN",
+        "PUBLIC_KEY",
+        "SSH_PUBLIC_KEY",
+        "HOME",
+        "HOSTNAME",
+        "LOGNAME",
+        "OLDPWD",
+        "PWD",
+    }
+    | {"SHELL", "SHLVL", "TERM", "USER", "_"}
 )
 
 
