@@ -8,11 +8,12 @@ gone on from: a container that ends at once is started again by the provider for
 
 from __future__ import annotations
 
-import concurrent.futures
 import fcntl
 import os
 import signal
 import socket
+import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -50,6 +51,7 @@ _HOSTS = ("huggingface.co", "github.com")
 _NAMES_SECONDS = 4.0
 _TEND_SECONDS = 0.25
 _WIDTH = 12
+_LINE = 100
 
 Say = Callable[[str], None]
 
@@ -143,10 +145,8 @@ def screen(place: Place, gpus: Gpus, torch: TorchBuild | None, host: Host, disk:
     yield _row("machine", f"{host.cpus:g} processors, {host.memory_total / GB:.0f} GB of memory")
     have = [key.name for key in KEYS if key.is_set(os.environ)]
     lack = [key.name for key in KEYS if key.name not in have]
-    yield _row(
-        "keys",
-        "; ".join(filter(None, [f"set: {', '.join(have)}" * bool(have), f"not set: {', '.join(lack)}" * bool(lack)])),
-    )
+    shown = [f"set: {', '.join(have)}"] * bool(have) + [f"not set: {', '.join(lack)}"] * bool(lack)
+    yield _row("keys", "; ".join(shown))
 
 
 def links(ready: Sequence[Service]) -> Iterator[str]:
@@ -162,25 +162,31 @@ def told(findings: Sequence[Finding]) -> Iterator[str]:
     """Findings as a person reads them in a log: what, why, what to do."""
     order = list(Severity)
     for finding in sorted(findings, key=lambda one: order.index(one.severity)):
-        yield ""
-        yield _row(finding.severity.value.upper(), finding.what)
-        for text in (finding.why, finding.remedy):
-            if text:
-                yield _row("", text)
+        loud = finding.about == "workspace"
+        yield "!" * _LINE if loud else ""
+        for text, label in ((finding.what, finding.severity.value.upper()), (finding.why, ""), (finding.remedy, "")):
+            for number, line in enumerate(textwrap.wrap(text, _LINE - _WIDTH, break_long_words=False)):
+                yield _row("" if number else label, line)
+        if loud:
+            yield "!" * _LINE
 
 
 def network_findings() -> list[Finding]:
     """Whether names of hosts can be found; lorapod boots without, but cannot fetch a base model."""
-    pool = concurrent.futures.ThreadPoolExecutor(len(_HOSTS))
-    asked = [pool.submit(socket.getaddrinfo, host, 443) for host in _HOSTS]
-    pool.shutdown(wait=False)
-    done, _ = concurrent.futures.wait(asked, timeout=_NAMES_SECONDS, return_when=concurrent.futures.FIRST_COMPLETED)
+    found = threading.Event()
+
+    def ask(host: str) -> None:
+        with suppress(OSError):
+            socket.getaddrinfo(host, 443)
+            found.set()
+
+    threads = [threading.Thread(target=ask, args=(host,), daemon=True) for host in _HOSTS]
+    for thread in threads:
+        thread.start()
     deadline = time.monotonic() + _NAMES_SECONDS
-    while time.monotonic() < deadline and not any(f.done() and f.exception() is None for f in asked):
-        if all(f.done() for f in asked):
-            break
-        time.sleep(0.02)
-    if any(f.done() and f.exception() is None for f in asked):
+    while not found.wait(0.02) and time.monotonic() < deadline and any(thread.is_alive() for thread in threads):
+        pass
+    if found.is_set():
         return []
     return [
         Finding(
@@ -243,7 +249,8 @@ def _told_twice(say: Say, workspace: Workspace) -> Say:
     def both(text: str) -> None:
         say(text)
         with suppress(OSError):  # a full volume: the container's own log still has it
-            with os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a", encoding="utf-8") as log:
+            handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            with os.fdopen(handle, "a", encoding="utf-8") as log:
                 log.write(text + "\n")
 
     with suppress(OSError):

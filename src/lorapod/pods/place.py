@@ -44,7 +44,7 @@ def prepare(workspace: Workspace) -> tuple[Place, list[Finding]]:
         except FileExistsError:
             findings.append(
                 Finding(
-                    Severity.FAULT, "workspace", f"{folder} is not a folder", "A file or a broken link of that name is there.",
+                    Severity.FAULT, "workspace", f"{folder} is not a folder", "A file or broken link is in its place.",
                     "Rename it; lorapod leaves it as it is.",
                 )
             )  # fmt: skip

@@ -35,7 +35,7 @@ def wished(environment: Mapping[str, str]) -> str:
 
 
 def other_revision(workspace: Workspace, environment: Mapping[str, str], say: Say) -> Path | None:
-    """The `src` folder of the revision that is asked for, fetched if the network allows; None: go on with the image's own."""
+    """The `src` folder of the revision that is asked for, fetched if possible; None: go on with the image's own."""
     name = wished(environment)
     if not name or environment.get(RUNNING_VARIABLE):
         return None
@@ -103,12 +103,6 @@ def _wrong_with(source: Path) -> str:
     """Why a revision cannot be imported here; empty if it can."""
     environment = dict(os.environ) | {"PYTHONPATH": str(source)}
     question = "import lorapod.cli.main, lorapod.pods.boot"
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", question],
-        capture_output=True,
-        text=True,
-        errors="replace",
-        env=environment,
-        check=False,
-    )
+    argv = [sys.executable, "-P", "-c", question]
+    done = subprocess.run(argv, capture_output=True, text=True, errors="replace", env=environment, check=False)
     return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no word"])[-1]
