@@ -129,7 +129,7 @@ def token(name: str, given: str, private: Path, runtime: Path) -> Secret:
         return Secret(given.strip(), given=True)
     for folder in (private, runtime):
         with suppress(OSError):
-            value = (folder / name).read_text(encoding="utf-8").strip()
+            value = (folder / name).read_text(encoding="utf-8", errors="replace").strip()
             if len(value) >= _LEAST_TOKEN and value.isascii() and value.isalnum():  # a torn file is made anew
                 return Secret(value, kept=folder / name, open_to=_open_to(folder / name))
     value = secrets.token_hex(24)
