@@ -26,6 +26,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "dataset": ("lorapod.cli.dataset:app", "Look at a dataset before it is trained on."),
     "runs": ("lorapod.cli.runs:app", "List, watch and stop runs."),
     "sample": ("lorapod.cli.sample:sample", "Draw a grid of prompts by strengths with a trained LoRA."),
+    "status": ("lorapod.cli.status:status", "Show machine, workspace, runs and services on one screen."),
+    "doctor": ("lorapod.cli.doctor:doctor", "Look for what is off with this machine, each with its remedy."),
     "pod": ("lorapod.cli.pod:app", "Boot a rented machine's container."),
     "lora": ("lorapod.cli.lora:app", "Look into LoRA files, convert, shrink, merge and compare them."),
 }
