@@ -75,7 +75,7 @@ def rows(overview: Overview) -> Iterator[tuple[str, str, bool]]:
         False,
     )
     for number, gpu in enumerate(gpus.found):
-        memory = "memory shared with the machine"
+        memory = "its memory is shared with the machine"
         if gpu.memory_total is not None and gpu.memory_free is not None:
             memory = f"{gpu.memory_free / _GB:.0f} of {gpu.memory_total / _GB:.0f} GB free"
         yield "" if number else "GPU", ", ".join(filter(None, [gpu.name, gpu.architecture, memory])), False
@@ -85,7 +85,7 @@ def rows(overview: Overview) -> Iterator[tuple[str, str, bool]]:
     cuda = f" (CUDA up to {gpus.cuda[0]}.{gpus.cuda[1]})" if gpus.cuda else ""
     yield "", (f"driver {gpus.driver}{cuda}, " if gpus.driver else "") + torch, False
     yield "keys", _listed([(name, there) for name, there in overview.keys.items()], "set", "not set"), False
-    models = [f"{model.name} ({model.size / _GB:.1f} GB)" for model in overview.models]
+    models = [f"{one.name} ({f'{one.size / _GB:.1f} GB' if one.whole else 'not whole'})" for one in overview.models]
     yield "models", ", ".join(models) or "none fetched yet; `lorapod models list` shows which there are", False
     yield "trainers", _listed([(one.name, one.installed) for one in overview.trainers], "ready", "not installed"), False
     ready = [one.name for one in overview.captioners if not one.lacks]

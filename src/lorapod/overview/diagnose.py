@@ -26,6 +26,7 @@ def examine(overview: Overview, answer: TorchAnswer | None = None) -> list[Findi
     found += _secrets(overview)
     found += _programs(overview)
     found += [Finding(Severity.FAULT, "model", error.what, error.why, error.remedy) for error in overview.trouble]
+    found += _models(overview)
     found += _runs(overview)
     order = list(Severity)
     return sorted(found, key=lambda one: order.index(one.severity))
@@ -92,11 +93,20 @@ def _programs(overview: Overview) -> Iterator[Finding]:
         )  # fmt: skip
 
 
+def _models(overview: Overview) -> Iterator[Finding]:
+    for model in overview.models:
+        if not model.whole:
+            yield Finding(
+                Severity.FAULT, "model", f"The base model {model.name} is not whole", "Files of it are gone.",
+                f"Fetch what is missing: `lorapod models pull {model.name}`.",
+            )  # fmt: skip
+
+
 def _runs(overview: Overview) -> Iterator[Finding]:
     for run in overview.runs:
         if run.status in ("interrupted", "failed"):
+            happened = "was interrupted" if run.status == "interrupted" else "failed"
             yield Finding(
-                Severity.NOTE, "run", f"The run {run.id} ({run.name}) was {run.status} at step {run.step} of {run.total}"
-                if run.status == "interrupted" else f"The run {run.id} ({run.name}) failed at step {run.step} of {run.total}",
-                "", f"See why with `lorapod runs show {run.id}`; go on with `lorapod train --resume {run.id}`.",
+                Severity.NOTE, "run", f"The run {run.id} ({run.name}) {happened} at step {run.step} of {run.total}", "",
+                f"See why with `lorapod runs show {run.id}`; go on with `lorapod train --resume {run.id}`.",
             )  # fmt: skip

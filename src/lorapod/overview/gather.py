@@ -18,10 +18,11 @@ from lorapod.workspace import Workspace
 
 @dataclass(frozen=True)
 class BaseModelState:
-    """A base model that was fetched, whole or not; `size` in bytes."""
+    """A base model that was fetched; `size` in bytes, `whole` whether every file of it is there."""
 
     name: str
     size: int
+    whole: bool = True
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,8 @@ def _models(workspace: Workspace, trouble: list[LorapodError]) -> tuple[BaseMode
         except LorapodError as error:
             trouble.append(error)
             continue
-        found.append(BaseModelState(record.model, sum(file.size for file in record.files)))
+        whole = all(store.place(file).is_file() for file in record.files)
+        found.append(BaseModelState(record.model, sum(file.size for file in record.files), whole))
     return tuple(found)
 
 
