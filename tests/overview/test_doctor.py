@@ -91,8 +91,8 @@ def test_a_workspace_that_was_broken_is_told(call: Call, tmp_path: Path) -> None
     records = tmp_path / "w/models/.store/records"
     records.mkdir(parents=True)
     (records / "sdxl.json").write_text("{ torn")
-    record = {"model": "z-image", "pins": {}, "files": [
-        {"layout": "diffusers", "part": "vae", "target": "x", "size": 5, "key": "sha256:" + "a" * 64, "origin": "o"}]}  # fmt: skip
+    gone = {"layout": "diffusers", "part": "vae", "target": "x", "size": 5, "key": "sha256:" + "a" * 64, "origin": "o"}
+    record = {"model": "z-image", "pins": {}, "files": [gone]}
     (records / "z-image.json").write_text(json.dumps(record))
     (tmp_path / "w/training_outputs").write_text("a file")
     (tmp_path / "w/.env").write_text("HF_TOKEN=hf_abc\n")

@@ -8,6 +8,7 @@ trainers/NAME/installed.json     commit and Python, written when everything was 
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,8 +33,10 @@ class Installation:
 
 
 def folder_of(name: str, workspace: Workspace) -> Path:
-    """Where the trainer is, or will be."""
-    return workspace.root / "trainers" / name
+    """Where the trainer is, or will be: in the workspace, or where a container's image brings it (`$LORAPOD_TRAINERS`)."""
+    own = workspace.root / "trainers" / name
+    baked = Path(os.environ.get("LORAPOD_TRAINERS") or "/nowhere") / name
+    return baked if (baked / "installed.json").is_file() and not own.exists() else own
 
 
 def assumed(name: str, workspace: Workspace) -> Installation:
