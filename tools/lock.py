@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTRAS = ("engine", "captions", "optimizers")
+EXTRAS = ("engine", "captions", "optimizers", "pod")
 HEADER = "# Written by tools/lock.py (`make lock`) from pyproject.toml and docker/requirements.in.\n"
 
 
