@@ -67,7 +67,7 @@ class Container:
             lines += [f"mkdir -p {root}{f} && mount --bind {f} {root}{f}" for f in sorted(brought) if f]
         lines += [
             f"W={self.folder}/volume; H={self.folder}/home; mkdir -p $W $H",
-            "mount -t tmpfs -o size=64m tmpfs $W && mount -t tmpfs tmpfs $H && mount -t tmpfs tmpfs /run",
+            "mount -t tmpfs -o size=64m tmpfs $W && mount -t tmpfs tmpfs $H && mount -t tmpfs -o mode=755 tmpfs /run",
             *setup,
         ]
         if ROOT:
@@ -75,7 +75,7 @@ class Container:
                 f"mkdir -p {root}$W {root}$H",
                 f"mount --rbind $W {root}$W",
                 f"mount --rbind $H {root}$H",
-                f"mount -t tmpfs tmpfs {root}/run",
+                f"mount -t tmpfs -o mode=755 tmpfs {root}/run",
             ]
         if not network:
             lines += ["ip link set lo up || true"]
@@ -220,16 +220,8 @@ def test_ssh_lets_in_the_key_and_nobody_else_and_its_shells_know_the_workspace(c
         )  # fmt: skip
         container.ready()
         assert "ssh root@203.0.113.7 -p 41022" in container.said()
-        ssh = [
-            "ssh",
-            "-p",
-            str(container.ssh_port),
-            "-o",
-            "StrictHostKeyChecking=no",
-            "-o",
-            "UserKnownHostsFile=/dev/null",
-        ]
-        ssh += ["-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes"]
+        options = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "BatchMode=yes", "IdentitiesOnly=yes")
+        ssh = ["ssh", "-p", str(container.ssh_port), *(word for option in options for word in ("-o", option))]
         asked = 'printf "%s|%s" "$NETWORK_VOLUME" "$HF_TOKEN"'
         inside = container.inside(*ssh, "-i", "/tmp/lorapod-test-key", "root@127.0.0.1", asked)
         assert inside.stdout == f'{container.folder}/volume|hf_a "quoted" value=', inside.stderr

@@ -275,6 +275,8 @@ def _sshd_settings(port: int, host_key: Path, runtime: Path, environment: Mappin
         f"HostKey {host_key}",
         f"PidFile {runtime / 'sshd.pid'}",
         f"AuthorizedKeysFile {runtime / 'authorized_keys'} .ssh/authorized_keys",
+        # sshd refuses a file below a folder that others may write, as /tmp; ours is closed in itself
+        f"StrictModes {'no' if any(p.stat().st_mode & 0o022 for p in runtime.parents) else 'yes'}",
         "AuthenticationMethods publickey",
         "PubkeyAuthentication yes",
         "PasswordAuthentication no",
