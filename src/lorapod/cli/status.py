@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from lorapod.overview import Overview
 
 _GB = 1_000_000_000
+_GIB = 1 << 30
+"""Memory is sold by this, and called GB."""
 _LABEL = 11
 _COLOURS = {"fault": "bold red", "warning": "bold yellow", "note": "cyan"}
 
@@ -55,11 +57,12 @@ def show(overview: Overview, console: Console) -> None:
 
     for label, text, link in rows(overview):
         head = Text(f"{label:<{_LABEL}}", style="bold")
-        if link:
-            console.print(head + Text(text), soft_wrap=True)
-            continue
-        for number, line in enumerate(Text(text).wrap(console, max(20, console.width - _LABEL))):
-            console.print((Text(" " * _LABEL) if number else head) + line, soft_wrap=True)
+        lines = [Text(text)] if link else Text(text).wrap(console, max(20, console.width - _LABEL))
+        if link and len(text) > console.width - _LABEL:  # on a line of its own it can still be clicked
+            console.print(head)
+            head, lines = Text(), [Text(text)]
+        for number, line in enumerate(lines):
+            console.print(Text.assemble(" " * _LABEL if number else head, line), soft_wrap=True)
 
 
 def rows(overview: Overview) -> Iterator[tuple[str, str, bool]]:
@@ -77,11 +80,11 @@ def rows(overview: Overview) -> Iterator[tuple[str, str, bool]]:
     for number, gpu in enumerate(gpus.found):
         memory = "its memory is shared with the machine"
         if gpu.memory_total is not None and gpu.memory_free is not None:
-            memory = f"{gpu.memory_free / _GB:.0f} of {gpu.memory_total / _GB:.0f} GB free"
+            memory = f"{gpu.memory_free / _GIB:.0f} of {gpu.memory_total / _GIB:.0f} GB free"
         yield "" if number else "GPU", ", ".join(filter(None, [gpu.name, gpu.architecture, memory])), False
     if not gpus.found:
         yield "GPU", "none", False
-    torch = f"torch {overview.torch.version}" if overview.torch else "no torch"
+    torch = f"torch {overview.torch.shown}" if overview.torch else "no torch"
     cuda = f" (CUDA up to {gpus.cuda[0]}.{gpus.cuda[1]})" if gpus.cuda else ""
     yield "", (f"driver {gpus.driver}{cuda}, " if gpus.driver else "") + torch, False
     yield "keys", _listed([(name, there) for name, there in overview.keys.items()], "set", "not set"), False

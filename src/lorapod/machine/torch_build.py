@@ -47,6 +47,11 @@ class TorchBuild:
     cuda: tuple[int, int] | None = None
     architectures: tuple[int, ...] = ()
 
+    @property
+    def shown(self) -> str:
+        """Version and CUDA for a person, as in `2.10.0 for CUDA 12.8`."""
+        return f"{self.version} for {f'CUDA {self.cuda[0]}.{self.cuda[1]}' if self.cuda else 'processors only'}"
+
     def runs_on(self, capability: tuple[int, int] | None) -> bool:
         """Whether it has code for a GPU: machine code runs on later minor versions of the same major capability."""
         if not self.architectures or capability is None:

@@ -10,6 +10,8 @@ from lorapod.machine.host import Disk, Host, Keeping
 from lorapod.machine.torch_build import DRIVER_FLOORS, TorchBuild
 
 GB = 1_000_000_000
+GIB = 1 << 30
+"""Memory of GPUs and machines is sold by this, and called GB."""
 LEAST_FREE_DISK = 10 * GB
 """Below this a run with checkpoints may fill the disk."""
 _LEAST_GPU_MEMORY = 7 * GB
@@ -151,15 +153,15 @@ def _one(gpu: Gpu, torch: TorchBuild | None) -> Iterator[Finding]:
         )
     if gpu.memory_total is not None and gpu.memory_total < _LEAST_GPU_MEMORY:
         yield Finding(
-            Severity.WARNING, "gpu", f"The {gpu.name} has {gpu.memory_total / GB:.0f} GB of memory",
+            Severity.WARNING, "gpu", f"The {gpu.name} has {gpu.memory_total / GIB:.0f} GB of memory",
             "No base model of the catalogue but the demo is known to train in that.", "Use a GPU of 16 GB or more.",
         )  # fmt: skip
     if gpu.memory_total and gpu.memory_free is not None and gpu.memory_free < _LEAST_FREE_SHARE * gpu.memory_total:
-        used = (gpu.memory_total - gpu.memory_free) / GB
+        used = (gpu.memory_total - gpu.memory_free) / GIB
         yield Finding(
             Severity.NOTE,
             "gpu",
-            f"{used:.0f} of {gpu.memory_total / GB:.0f} GB of the {gpu.name}'s memory are in use",
+            f"{used:.0f} of {gpu.memory_total / GIB:.0f} GB of the {gpu.name}'s memory are in use",
             "Another program holds them, or a run of yours is going on.",
             "See which with `nvidia-smi`; `lorapod runs list` shows your runs.",
         )
@@ -180,7 +182,7 @@ def _memory(host: Host) -> Iterator[Finding]:
         yield Finding(
             Severity.WARNING,
             "memory",
-            f"There are {host.memory_total / GB:.0f} GB of memory",
+            f"There are {host.memory_total / GIB:.0f} GB of memory",
             "Loading a base model of 12 GB and more takes more than that for a moment; the system then ends the run.",
             "Choose a machine with 32 GB or more.",
         )

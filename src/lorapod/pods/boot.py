@@ -45,6 +45,7 @@ from lorapod.settings import KEYS, adopt_aliases
 from lorapod.workspace import DATASET_FOLDERS, Workspace
 
 GB = 1_000_000_000
+GIB = 1 << 30
 RUN_SECONDS = 300.0
 """How long a run may take to write its checkpoint after SIGTERM; providers mostly kill the container before that."""
 _HOSTS = ("huggingface.co", "github.com")
@@ -132,7 +133,7 @@ def screen(place: Place, gpus: Gpus, torch: TorchBuild | None, host: Host, disk:
     if place.adopted:
         yield _row("", "It is that of an older template; everything stays as it is.")
     for number, gpu in enumerate(gpus.found):
-        memory = f"{gpu.memory_total / GB:.0f} GB" if gpu.memory_total else "memory shared with the machine"
+        memory = f"{gpu.memory_total / GIB:.0f} GB" if gpu.memory_total else "memory shared with the machine"
         yield _row(
             "" if number else "GPU", f"{gpu.name}, {memory}" + (f", {gpu.architecture}" if gpu.architecture else "")
         )
@@ -141,8 +142,8 @@ def screen(place: Place, gpus: Gpus, torch: TorchBuild | None, host: Host, disk:
     if gpus.driver:
         cuda = f", CUDA up to {gpus.cuda[0]}.{gpus.cuda[1]}" if gpus.cuda else ""
         yield _row("driver", f"{gpus.driver}{cuda}")
-    yield _row("torch", torch.version if torch else "not installed")
-    yield _row("machine", f"{host.cpus:g} processors, {host.memory_total / GB:.0f} GB of memory")
+    yield _row("torch", torch.shown if torch else "not installed")
+    yield _row("machine", f"{host.cpus:g} processors, {host.memory_total / GIB:.0f} GB of memory")
     have = [key.name for key in KEYS if key.is_set(os.environ)]
     lack = [key.name for key in KEYS if key.name not in have]
     shown = [f"set: {', '.join(have)}"] * bool(have) + [f"not set: {', '.join(lack)}"] * bool(lack)
@@ -151,11 +152,10 @@ def screen(place: Place, gpus: Gpus, torch: TorchBuild | None, host: Host, disk:
 
 def links(ready: Sequence[Service]) -> Iterator[str]:
     """A ready link for each service."""
-    if ready:
-        yield ""
     for service in ready:
-        yield _row(service.title, service.link)
-        yield _row("", f"port {service.port}, asks for {service.asks_for}")
+        yield ""
+        yield _row(service.title, f"port {service.port}, asks for {service.asks_for}")
+        yield service.link  # from the first column, so that it stays whole on a narrow screen
 
 
 def told(findings: Sequence[Finding]) -> Iterator[str]:

@@ -16,6 +16,7 @@ import json
 import os
 import secrets
 import stat
+import string
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -27,6 +28,9 @@ import psutil
 from lorapod.errors import DiskError
 from lorapod.files import disk_error, write_text_whole
 
+_LETTERS = string.ascii_letters + string.digits
+_LETTERS_OF_A_TOKEN = 22
+"""131 bits, and a link that fits a line of 80."""
 _LEAST_TOKEN = 16
 
 
@@ -132,7 +136,7 @@ def token(name: str, given: str, private: Path, runtime: Path) -> Secret:
             value = (folder / name).read_text(encoding="utf-8", errors="replace").strip()
             if len(value) >= _LEAST_TOKEN and value.isascii() and value.isalnum():  # a torn file is made anew
                 return Secret(value, kept=folder / name, open_to=_open_to(folder / name))
-    value = secrets.token_hex(24)
+    value = "".join(secrets.choice(_LETTERS) for _ in range(_LETTERS_OF_A_TOKEN))
     for folder in (private, runtime):
         with suppress(DiskError, OSError):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)

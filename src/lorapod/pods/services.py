@@ -25,8 +25,6 @@ from lorapod.workspace import Workspace
 
 JUPYTER_PORT = 8888
 SSH_PORT = 22
-STUDIO_PORT = 8675
-"""Kept free for the studio; nothing listens there yet."""
 
 _PUBLIC_KEY = re.compile(r"(ssh-(ed25519|rsa)|ecdsa-sha2-\S+|sk-\S+) [A-Za-z0-9+/=]+( .*)?")
 _NOT_FOR_SHELLS = frozenset(
@@ -82,7 +80,7 @@ class Ports:
 def services(
     workspace: Workspace, runtime: Path, environment: Mapping[str, str], ports: Ports
 ) -> tuple[list[Service], list[Finding]]:
-    """The services of this pod, ready to be started, and why one is left out.
+    """The services of this pod, ready to be started, and why one is left out. The studio's will be one more of them.
 
     Args:
         environment: What the provider and the person set; tokens and keys are taken from it.
