@@ -145,3 +145,35 @@ def test_the_template_names_the_volume_the_keys_and_the_start_that_the_image_has
     assert min(TEMPLATE["allowedCudaVersions"], key=lambda v: tuple(map(int, v.split(".")))) == "12.8"
     fields = {"name", "image", "category", "args", "disk", "ports", "startJupyter", "startSsh", "env", "mounts"}
     assert set(TEMPLATE) == fields | {"allowedCudaVersions"}  # RunPod refuses others with 422
+
+
+def test_torchs_own_layer_holds_torch_and_what_it_brings() -> None:
+    program = re.search(r"awk '([^']+)'", DOCKERFILE)
+    assert program is not None
+    taken = subprocess.run(
+        ["awk", program[1], str(ROOT / "docker/requirements.lock")], capture_output=True, text=True
+    ).stdout
+    names = set(re.findall(r"^([a-z0-9-]+)==", taken, re.MULTILINE))
+    brought = {name for name in locked() if name.endswith("-cu12")} | {"torch", "triton"}
+    assert brought <= names and "nvidia-ml-py" not in names and "transformers" not in names
+    assert taken.count("--hash=sha256:") >= len(names)
+
+
+def test_a_trainer_that_the_image_brings_is_used_until_the_workspace_has_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lorapod.trainers.installed import find_installation
+
+    def put(folder: Path, commit: str) -> None:
+        (folder / "musubi/environment/bin").mkdir(parents=True)
+        (folder / "musubi/environment/bin/python").touch()
+        (folder / "musubi/repository").mkdir()
+        (folder / "musubi/installed.json").write_text(f'{{"commit": "{commit}"}}')
+
+    baked = re.search(r"LORAPOD_TRAINERS=(\S+)", DOCKERFILE)
+    assert baked and f"COPY --from=trainers {baked[1]} {baked[1]}" in DOCKERFILE
+    put(tmp_path / "baked", "a" * 40)
+    monkeypatch.setenv("LORAPOD_TRAINERS", str(tmp_path / "baked"))
+    assert find_installation("musubi", Workspace(tmp_path / "w")).home == tmp_path / "baked/musubi/repository"
+    put(tmp_path / "w/trainers", "b" * 40)
+    assert find_installation("musubi", Workspace(tmp_path / "w")).commit == "b" * 40

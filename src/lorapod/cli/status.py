@@ -72,11 +72,8 @@ def rows(overview: Overview) -> Iterator[tuple[str, str, bool]]:
     yield "lorapod", f"{overview.version}{where}", False
     yield "workspace", str(overview.workspace.root), True
     yield "", f"on a {disk.keeping.value}, {disk.free / _GB:.0f} of {disk.total / _GB:.0f} GB free", False
-    yield (
-        "machine",
-        f"{host.cpus:g} processors, {host.memory_free / _GB:.0f} of {host.memory_total / _GB:.0f} GB free",
-        False,
-    )
+    free, total = (f"{value / _GIB:.0f}" for value in (host.memory_free, host.memory_total))
+    yield "machine", f"{host.cpus:g} processors, {free} of {total} GB of memory free", False
     for number, gpu in enumerate(gpus.found):
         memory = "its memory is shared with the machine"
         if gpu.memory_total is not None and gpu.memory_free is not None:
