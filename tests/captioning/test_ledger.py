@@ -99,7 +99,7 @@ def test_a_kill_between_the_line_and_the_caption_loses_nothing(tmp_path: Path) -
                 "by": "",
                 "time": time.time(),
             }
-        ]  # fmt: skip  # noqa: E501
+        ]
     )
     assert Ledger(tmp_path).state(tmp_path / "a.txt") is State.OURS
     undone = undo_newest([tmp_path])
