@@ -102,7 +102,7 @@ class Plan:
     @property
     def total(self) -> int:
         """All items of the dataset."""
-        return sum(map(len, (self.ask, self.by_hand, self.ours, self.left, self.skipped)))
+        return len(self.ask) + len(self.by_hand) + len(self.ours) + len(self.left) + len(self.skipped)
 
 
 def media_folders(folder: Path, recursive: bool) -> list[Folder]:

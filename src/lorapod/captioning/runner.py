@@ -15,8 +15,9 @@ import random
 import secrets
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -36,8 +37,8 @@ MOST_REPEATS = 3
 _LONGEST_PAUSE = 900.0
 """Seconds. Who asks for a longer one has a daily quota: the run ends, and the next goes on."""
 
-_FAILED_AT_FIRST = 10
-"""Items that end without a caption before the first that ends with one: then something is wrong with all of them."""
+_MOST_IN_VAIN = 10
+"""Items in a row that the service fails at to the last, or that fail at the run's start in the very same way."""
 
 _LOOKED_AT_ONCE = 32
 _RATE_OVER = 200
@@ -194,8 +195,9 @@ class Runner:
         self._stopping = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._room = asyncio.Semaphore(4 * self.throttle.at_once)
-        self._to_write: asyncio.Queue[tuple[Subject, Write, asyncio.Future[bool]]] = asyncio.Queue()
+        self._to_write: asyncio.Queue[_Job | None] = asyncio.Queue()
         self._ended: deque[float] = deque([time.monotonic()], _RATE_OVER)
+        self._in_vain: list[str] = []
         self._rng = random.Random()
 
     def stop(self) -> None:
@@ -213,30 +215,37 @@ class Runner:
             RequestError: Another process writes captions there.
         """
         with alone_in(self.plan.folders):
-            self._note_left(self.plan.left)
+            for folder in self.plan.folders:
+                self.ledgers.of(folder / "_")  # read now: from here on they belong to the writer's thread
+            for left in self.plan.left:
+                self._note_left(left)
             writer = asyncio.create_task(self._write())
             try:
-                async for subject in self._looked_at():
-                    await self._room.acquire()
-                    if self._stopping.is_set():
-                        break
-                    task = asyncio.create_task(self._caption(subject))
-                    self._tasks.add(task)
-                    task.add_done_callback(self._over)
-                while self._tasks:
-                    await asyncio.wait(self._tasks)
+                await self._ask_all()
             finally:
                 for task in self._tasks:
                     task.cancel()
                 await asyncio.gather(*self._tasks, return_exceptions=True)
-                writer.cancel()
-                await asyncio.gather(writer, return_exceptions=True)
+                self._to_write.put_nowait(None)
+                await writer
         self.outcome.unfinished = self.tally.total - self.tally.done - len(self.outcome.declined)
         if not self.outcome.unfinished and self.outcome.stopped != "error":
             self.outcome.stopped = ""
         return self.outcome
 
-    async def _looked_at(self) -> AsyncIterator[Subject]:
+    async def _ask_all(self) -> None:
+        async with aclosing(self._looked_at()) as subjects:
+            async for subject in subjects:
+                await self._room.acquire()
+                if self._stopping.is_set():
+                    break
+                task = asyncio.create_task(self._caption(subject))
+                self._tasks.add(task)
+                task.add_done_callback(self._over)
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _looked_at(self) -> AsyncGenerator[Subject, None]:
         """The subjects with their sizes, a stretch ahead of those that are asked about."""
         stretches = [self.subjects[i : i + _LOOKED_AT_ONCE] for i in range(0, len(self.subjects), _LOOKED_AT_ONCE)]
         ahead = None
@@ -355,65 +364,92 @@ class Runner:
             return
         by = f"{self.captioner.name}:{self.captioner.model}"
         write = Write(self.run_id, subject.caption.name, line + "\n", None, by, time.time())
-        done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._to_write.put_nowait((subject, write, done))
-        if not await asyncio.shield(done):
-            self.outcome.kept.append(subject.path)
-            self.tally.kept += 1
-        else:
-            self.outcome.written.append(subject.path)
-            self.tally.written += 1
-            if self.watch:
-                self.watch.wrote(subject.path, line)
-        self._item_ended()
-
-    async def _write(self) -> None:
-        """Writes captions in the order in which they come, those that wait together in one go."""
-        while True:
-            waiting = [await self._to_write.get()]
-            while not self._to_write.empty():
-                waiting.append(self._to_write.get_nowait())
-            try:
-                kept = await asyncio.shield(asyncio.to_thread(self._write_now, [each[:2] for each in waiting]))
-            except LorapodError as error:
-                for _, _, done in waiting:
-                    done.set_exception(error)
-                continue
-            for subject, _, done in waiting:
-                done.set_result(subject.caption not in kept)
-
-    def _write_now(self, waiting: Sequence[tuple[Subject, Write]]) -> set[Path]:
-        kept: set[Path] = set()
-        by_folder: dict[Path, list[tuple[Subject, Write]]] = {}
-        for subject, write in waiting:
-            by_folder.setdefault(subject.path.parent, []).append((subject, write))
-        for folder, each in by_folder.items():
-            ledger = self.ledgers.of(folder / "_")
-            writes = [Write(w.run, w.name, w.text, read_exactly(subject.caption), w.by, w.time) for subject, w in each]
-            kept |= set(ledger.write(writes))
-            ledger.settle([subject.path.name for subject, _ in each], self.run_id)
-        return kept
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._to_write.put_nowait(_Job(subject.path, write, done))
+        await done
 
     def _fail(self, left: Left, request: str, *, final: bool, error: LorapodError | None = None) -> None:
         self.outcome.failed.append(left)
         self.tally.failed += 1
         fault = Fault(self.run_id, left.path.name, left.reason, request, final, time.time())
-        self.ledgers.of(left.path).note_faults([fault])
+        self._to_write.put_nowait(_Job(left.path, fault))
         if self.watch:
             self.watch.failed(left)
         self._item_ended()
-        if error and not self.tally.written and self.tally.failed >= _FAILED_AT_FIRST:
+        self._give_up_if_vain(left, error)
+
+    def _give_up_if_vain(self, left: Left, error: LorapodError | None) -> None:
+        """Raises where all items meet with the same fault, which is then not the items'."""
+        if isinstance(error, BusyError):
+            self._in_vain.append("")
+        elif isinstance(error, ItemError) and not self.tally.written:
+            self._in_vain.append(left.reason)
+        if error and len(self._in_vain) >= _MOST_IN_VAIN and len(set(self._in_vain)) == 1:
             raise LorapodError(
-                f"The first {self.tally.failed} items all failed", f"The last: {left.reason}.", error.remedy
+                f"{len(self._in_vain)} items in a row failed in the same way",
+                f"The last: {left.reason}.",
+                error.remedy or "Put that right, then run the same command again: it goes on with what is missing.",
             ) from error
 
-    def _note_left(self, left: Sequence[Left]) -> None:
-        """Names in the ledgers what cannot be captioned at all."""
-        for each in left:
-            known = self.ledgers.of(each.path).fault(each.path)
-            if known is None or known.reason != each.reason:
-                fault = Fault(self.run_id, each.path.name, each.reason, "", False, time.time())
-                self.ledgers.of(each.path).note_faults([fault])
+    async def _write(self) -> None:
+        """Writes what comes in its order, what waits together in one go; ends at a None."""
+        while job := await self._to_write.get():
+            jobs = [job]
+            while not self._to_write.empty() and (job := self._to_write.get_nowait()):
+                jobs.append(job)
+            try:
+                kept = await asyncio.to_thread(self._write_now, jobs)
+            except LorapodError as error:
+                self._broke(error)
+                for each in jobs:
+                    if each.done and not each.done.done():
+                        each.done.set_result(None)
+            else:
+                for each in jobs:
+                    if isinstance(each.entry, Write):
+                        self._wrote(each, is_kept=each.path.parent / each.entry.name in kept)
+            if job is None:
+                return
+
+    def _write_now(self, jobs: Sequence[_Job]) -> set[Path]:
+        """Puts captions and faults on disk; gives the caption files that became the person's meanwhile."""
+        kept: set[Path] = set()
+        by_folder: dict[Path, list[_Job]] = {}
+        for job in jobs:
+            by_folder.setdefault(job.path.parent, []).append(job)
+        for folder, of_folder in by_folder.items():
+            ledger = self.ledgers.of(folder / "_")
+            writes, media = [], []
+            for each in of_folder:
+                if isinstance(each.entry, Write):
+                    writes.append(replace(each.entry, before=read_exactly(folder / each.entry.name)))
+                    media.append(each.path.name)
+            kept |= set(ledger.write(writes))
+            ledger.settle(media, self.run_id)
+            ledger.note_faults([each.entry for each in of_folder if isinstance(each.entry, Fault)])
+        return kept
+
+    def _wrote(self, job: _Job, *, is_kept: bool) -> None:
+        assert isinstance(job.entry, Write)
+        self._in_vain.clear()
+        if is_kept:
+            self.outcome.kept.append(job.path)
+            self.tally.kept += 1
+        else:
+            self.outcome.written.append(job.path)
+            self.tally.written += 1
+            if self.watch:
+                self.watch.wrote(job.path, job.entry.text.rstrip("\n"))
+        self._item_ended()
+        if job.done and not job.done.done():
+            job.done.set_result(None)
+
+    def _note_left(self, left: Left) -> None:
+        """Names in the ledger what cannot be captioned at all, once."""
+        ledger = self.ledgers.of(left.path)
+        known = ledger.fault(left.path)
+        if known is None or known.reason != left.reason:
+            ledger.note_faults([Fault(self.run_id, left.path.name, left.reason, "", False, time.time())])
 
     def _item_ended(self) -> None:
         now = time.monotonic()
@@ -447,14 +483,21 @@ class Runner:
         error = task.exception()
         if error is None:
             return
-        known = error if isinstance(error, LorapodError) else None
-        if known is None:
-            error.add_note("Raised while an item was captioned.")
-            known = _Bug(error)
-        if self.outcome.error is None:
-            self.outcome.error = known
+        self._broke(error if isinstance(error, LorapodError) else _Bug(error))
+
+    def _broke(self, error: LorapodError) -> None:
+        self.outcome.error = self.outcome.error or error
         self.outcome.stopped = "error"
         self._end("error")
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is to be put on disk about an item; `done` is told when it is."""
+
+    path: Path
+    entry: Write | Fault
+    done: asyncio.Future[None] | None = None
 
 
 class _Bug(LorapodError):
