@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import json
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from lorapod.captioning.base import Answer, Ask, BusyError, Cost, DeclinedError, ItemError, Kind
 from lorapod.captioning.media import clip_jpegs, clip_url, data_url, picture_jpeg, scaled
@@ -22,7 +25,6 @@ from lorapod.data.threads import cores
 from lorapod.errors import LorapodError, RequestError
 
 if TYPE_CHECKING:
-    import httpx
     import openai
 
 PICTURE_SIDE = 1024
@@ -122,18 +124,17 @@ class OpenAICaptioner:
         clips_as_video: bool = False,
         timeout_seconds: float = ANSWER_SECONDS,
     ) -> None:
-        import httpx
         import openai
 
         self.endpoint, self.model, self.frames, self.clips_as_video = endpoint, model, frames, clips_as_video
-        if price is None and is_near(httpx.URL(endpoint).host):
+        if price is None and is_near(urlsplit(endpoint).hostname or ""):
             price = (0.0, 0.0)
         self.price = price
         self._client = openai.AsyncOpenAI(
             base_url=endpoint,
             api_key=key or "none",
             max_retries=0,
-            timeout=httpx.Timeout(timeout_seconds, connect=CONNECT_SECONDS),
+            timeout=openai.Timeout(timeout_seconds, connect=CONNECT_SECONDS),
         )
         self._decoding = ThreadPoolExecutor(max(2, cores()), thread_name_prefix="captions")
         self._left_out: set[str] = set()
@@ -148,6 +149,8 @@ class OpenAICaptioner:
         return Cost(tokens, written, self._dollars(tokens, written))
 
     async def caption(self, ask: Ask) -> Answer:
+        import openai
+
         content = await asyncio.get_running_loop().run_in_executor(self._decoding, self._content, ask)
         messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
         if ask.system:
@@ -160,7 +163,7 @@ class OpenAICaptioner:
                     **self._parameters(ask),
                 )
                 return self._answer(answer)
-            except Exception as error:  # noqa: BLE001 - told apart below; what is not known is raised as it is
+            except (openai.OpenAIError, json.JSONDecodeError) as error:
                 if not self._leaves_out(error):
                     raise self._told_apart(error, ask) from error
 
@@ -176,7 +179,8 @@ class OpenAICaptioner:
             return [{"type": "text", "text": ask.prompt}, video]
         frames = clip_jpegs(ask, self.frames, FRAME_SIDE)
         times = ", ".join(f"{time:.1f}" for time, _ in frames)
-        told = f"These {len(frames)} pictures are frames of one clip, in order, at {times} seconds. Describe the clip as a whole.\n"
+        told = f"These {len(frames)} pictures are frames of one clip, in order, at {times} seconds. "
+        told += "Describe the clip as a whole.\n"
         return [{"type": "text", "text": told + ask.prompt}, *(_picture(jpeg) for _, jpeg in frames)]
 
     def _parameters(self, ask: Ask) -> dict[str, Any]:
@@ -222,10 +226,8 @@ class OpenAICaptioner:
     def _dollars(self, into: int, out: int) -> float | None:
         return None if self.price is None else (into * self.price[0] + out * self.price[1]) / 1e6
 
-    def _told_apart(self, error: Exception, ask: Ask) -> Exception:
-        """The error of ours that one of the client is; itself where it is none of the client's."""
-        import json
-
+    def _told_apart(self, error: Exception, ask: Ask) -> LorapodError:
+        """The error of ours that one of the client is."""
         import openai
 
         if isinstance(error, openai.APITimeoutError):
@@ -234,9 +236,7 @@ class OpenAICaptioner:
             return BusyError(f"The connection to {self.endpoint} failed", str(error.__cause__ or error))
         if isinstance(error, openai.APIStatusError):
             return _of_status(error, self.endpoint, self.model, ask)
-        if isinstance(error, openai.APIError | json.JSONDecodeError):
-            return BusyError(f"{self.endpoint} gave an answer that cannot be read", str(error))
-        return error
+        return BusyError(f"{self.endpoint} gave an answer that cannot be read", str(error))
 
 
 def without_thoughts(text: str) -> tuple[str, bool]:
@@ -249,7 +249,7 @@ def without_thoughts(text: str) -> tuple[str, bool]:
     return (before + after).strip(), True
 
 
-def retry_after(headers: httpx.Headers) -> float | None:
+def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds that a reply's headers ask to wait: `retry-after-ms`, or `Retry-After` in seconds or as a date."""
     for name, a_second in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
         value = headers.get(name)

@@ -74,14 +74,18 @@ class Known:
     extra: str = ""
 
 
+_LOCAL = ("torch", "transformers")
+
 KNOWN: dict[str, Known] = {
-    "joycaption": Known("lorapod.captioning.joycaption:create", "JoyCaption on this GPU; pictures.", ("torch", "transformers"), "engine"),
-    "gemini": Known("lorapod.captioning.gemini:create", "Google's Gemini; clips and pictures; GEMINI_API_KEY.", ("google.genai",), "captions"),
-    "openai": Known("lorapod.captioning.openai:create", "Any OpenAI-compatible service; --endpoint, OPENAI_API_KEY.", ("openai",), "captions"),
-    "qwen-vl": Known("lorapod.captioning.qwen_vl:create", "Qwen3-VL on this GPU; pictures and clips.", ("torch", "transformers"), "engine"),
-    "tagger": Known("lorapod.captioning.tagger:create", "Tags by a WD14-type model; pictures.", ("onnxruntime",), "tagger"),
-    "template": Known("lorapod.captioning.registry:_template", "No model: trigger word, class word, facts of the file."),
-}  # fmt: skip
+    "joycaption": Known("lorapod.captioning.joycaption:create", "JoyCaption on this GPU; pictures.", _LOCAL, "engine"),
+    "gemini": Known(
+        "lorapod.captioning.gemini:create", "Google's Gemini; clips and pictures.", ("google.genai",), "captions"
+    ),
+    "openai": Known("lorapod.captioning.openai:create", "Any OpenAI-compatible service.", ("openai",), "captions"),
+    "qwen-vl": Known("lorapod.captioning.qwen_vl:create", "Qwen3-VL on this GPU; both.", _LOCAL, "engine"),
+    "tagger": Known("lorapod.captioning.tagger:create", "Tags of a WD14 model; pictures.", ("onnxruntime",), "tagger"),
+    "template": Known("lorapod.captioning.template:create", "No model: trigger word, class word, facts of the file."),
+}
 
 
 @dataclass(frozen=True)
@@ -195,12 +199,6 @@ def largest_gpu_gb() -> float:
     except (OSError, subprocess.TimeoutExpired):
         return 0.0
     return max((float(line) / 1024 for line in said.splitlines() if line.strip().isdigit()), default=0.0)
-
-
-def _template(options: Options) -> Captioner:
-    from lorapod.captioning.template import DEFAULT_PATTERN, TemplateCaptioner
-
-    return TemplateCaptioner(options.pattern or DEFAULT_PATTERN, trigger=options.trigger, class_word=options.class_word)
 
 
 def _added() -> dict[str, EntryPoint]:

@@ -8,12 +8,18 @@ from __future__ import annotations
 import string
 
 from lorapod.captioning.base import Answer, Ask, Cost, ItemError, Kind
+from lorapod.captioning.registry import Options
 from lorapod.errors import RequestError
 
 DEFAULT_PATTERN = "{trigger}, {class}, {shape} {kind}"
 
 FACTS = ("name", "folder", "kind", "width", "height", "shape", "seconds", "fps")
 """What the scan knows of an item; `seconds` and `fps` of clips alone."""
+
+
+def create(options: Options) -> TemplateCaptioner:
+    """From the options. Raises RequestError where the pattern names what isn't known."""
+    return TemplateCaptioner(options.pattern or DEFAULT_PATTERN, trigger=options.trigger, class_word=options.class_word)
 
 
 class TemplateCaptioner:
