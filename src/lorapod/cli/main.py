@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "models": ("lorapod.cli.models:app", "List, fetch, verify and remove base models."),
     "trainers": ("lorapod.cli.trainers:app", "Install and check the external trainers."),
     "dataset": ("lorapod.cli.dataset:app", "Look at a dataset before it is trained on."),
+    "caption": ("lorapod.cli.caption:app", "Write captions for pictures and clips, and take them back."),
     "runs": ("lorapod.cli.runs:app", "List, watch and stop runs."),
     "sample": ("lorapod.cli.sample:sample", "Draw a grid of prompts by strengths with a trained LoRA."),
     "lora": ("lorapod.cli.lora:app", "Look into LoRA files, convert, shrink, merge and compare them."),
