@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from lorapod.captioning.base import Captioner
     from lorapod.captioning.items import Left, Plan, Redo, Subject
-    from lorapod.captioning.registry import Options
     from lorapod.captioning.runner import Outcome, Runner
     from lorapod.cli.caption_words import Words
     from lorapod.data import MediaCache
@@ -39,7 +38,7 @@ class PathFirst(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] != "--help":
             args = ["write", *args]
-        return cast(list[str], super().parse_args(ctx, args))
+        return super().parse_args(ctx, args)
 
 
 app = typer.Typer(

@@ -1,4 +1,4 @@
-"""A captioning run as the terminal shows it: a bar with rate, time and money left; plain lines where there is no terminal."""
+"""A captioning run as the terminal shows it: a bar with rate, time and money left; plain lines without a terminal."""
 
 from __future__ import annotations
 
