@@ -40,6 +40,9 @@ _LONGEST_PAUSE = 900.0
 _MOST_IN_VAIN = 10
 """Items in a row that the service fails at to the last, or that fail at the run's start in the very same way."""
 
+_OPEN_FOR_EACH = 8
+"""Items begun for each request that may be out: others wait for their next attempt, or for the disk."""
+
 _LOOKED_AT_ONCE = 32
 _RATE_OVER = 200
 
@@ -194,7 +197,7 @@ class Runner:
         self.ledgers = Ledgers()
         self._stopping = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._room = asyncio.Semaphore(4 * self.throttle.at_once)
+        self._room = asyncio.Semaphore(_OPEN_FOR_EACH * self.throttle.at_once)
         self._to_write: asyncio.Queue[_Job | None] = asyncio.Queue()
         self._ended: deque[float] = deque([time.monotonic()], _RATE_OVER)
         self._in_vain: list[str] = []
