@@ -138,7 +138,7 @@ class Ledger:
         left = [each for each in writes if each not in taken]
         self._append([{"did": "write", "sha256": digest(each.text), **asdict(each)} for each in left])
         for each in left:
-            write_text_whole(self.folder / each.name, each.text)
+            write_text_whole(self.folder / each.name, each.text, self.path.parent)
         return [self.folder / each.name for each in taken]
 
     def note_faults(self, faults: Sequence[Fault]) -> None:
@@ -150,6 +150,11 @@ class Ledger:
         self._append(
             [{"did": "settle", "name": name, "run": run, "time": time.time()} for name in media if name in self._faults]
         )
+
+    def sweep(self) -> None:
+        """Removes what a kill left of captions that were being written. Only for who holds the folder (`alone_in`)."""
+        for path in self.path.parent.glob(".*.part"):
+            path.unlink(missing_ok=True)
 
     def newest_run(self) -> tuple[float, str] | None:
         """When and which run wrote last what was not undone yet."""
@@ -179,7 +184,7 @@ class Ledger:
             sync_folder(self.folder)
             undone.removed.append(path)
         elif here == entry["sha256"]:
-            write_text_whole(path, before)
+            write_text_whole(path, before, self.path.parent)
             undone.restored.append(path)
         elif here != (
             None if before is None else digest(before)

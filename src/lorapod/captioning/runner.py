@@ -26,6 +26,7 @@ from lorapod.captioning.items import Left, Plan, Subject, look_at
 from lorapod.captioning.ledger import Fault, Ledgers, Write, alone_in, read_exactly
 from lorapod.captioning.throttle import Budget, Throttle, back_off
 from lorapod.data.media_cache import MediaCache
+from lorapod.data.names import natural_key
 from lorapod.errors import LorapodError
 
 MOST_ATTEMPTS = 8
@@ -39,6 +40,9 @@ _LONGEST_PAUSE = 900.0
 
 _MOST_IN_VAIN = 10
 """Items in a row that the service fails at to the last, or that fail at the run's start in the very same way."""
+
+_OPEN_FOR_EACH = 8
+"""Items begun for each request that may be out: others wait for their next attempt, or for the disk."""
 
 _LOOKED_AT_ONCE = 32
 _RATE_OVER = 200
@@ -136,7 +140,7 @@ class Watch(Protocol):
 
 @dataclass
 class Outcome:
-    """How a run ended.
+    """How a run ended; lists are in natural order of paths.
 
     Attributes:
         run: Its name, as in the ledger.
@@ -194,7 +198,7 @@ class Runner:
         self.ledgers = Ledgers()
         self._stopping = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._room = asyncio.Semaphore(4 * self.throttle.at_once)
+        self._room = asyncio.Semaphore(_OPEN_FOR_EACH * self.throttle.at_once)
         self._to_write: asyncio.Queue[_Job | None] = asyncio.Queue()
         self._ended: deque[float] = deque([time.monotonic()], _RATE_OVER)
         self._in_vain: list[str] = []
@@ -216,7 +220,7 @@ class Runner:
         """
         with alone_in(self.plan.folders):
             for folder in self.plan.folders:
-                self.ledgers.of(folder / "_")  # read now: from here on they belong to the writer's thread
+                self.ledgers.of(folder / "_").sweep()  # read now: from here on they belong to the writer's thread
             for left in self.plan.left:
                 self._note_left(left)
             writer = asyncio.create_task(self._write())
@@ -228,6 +232,10 @@ class Runner:
                 await asyncio.gather(*self._tasks, return_exceptions=True)
                 self._to_write.put_nowait(None)
                 await writer
+        for paths in (self.outcome.written, self.outcome.kept):
+            paths.sort(key=natural_key)
+        for named in (self.outcome.failed, self.outcome.declined):
+            named.sort(key=lambda left: natural_key(left.path))
         self.outcome.unfinished = self.tally.total - self.tally.done - len(self.outcome.declined)
         if not self.outcome.unfinished and self.outcome.stopped != "error":
             self.outcome.stopped = ""

@@ -130,6 +130,7 @@ def write_command(
 
     workspace = workspace_of(context)
     folder = find_folder(path, workspace)
+    which = _redo(redo)
     words = _words(workspace, trigger, class_word, goal, base, prompt, notes)
     options = Options(
         model=model,
@@ -145,7 +146,6 @@ def write_command(
     folders = media_folders(folder, recursive)
     kinds = frozenset(kind for kind in ("picture", "clip") if any(each.files[FileKind(kind)] for each in folders))
     chosen = choose(captioner, cast(Any, kinds), options)
-    which = _redo(redo)
     made = create(chosen.name, options)
     plan = plan_captions(
         folder,

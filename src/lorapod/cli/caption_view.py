@@ -23,7 +23,7 @@ _SHOWN_FAILURES = 20
 
 def money(dollars: float) -> str:
     """`$12.30`, and four places below a dollar."""
-    return f"${dollars:,.2f}" if dollars >= 1 or dollars == 0 else f"${dollars:.4f}"
+    return f"${dollars:,.2f}" if dollars >= 0.995 or dollars == 0 else f"${dollars:.4f}"
 
 
 class CaptionView:
