@@ -19,7 +19,10 @@ from lorapod.captioning.wording import Fault, Wish, ask_again
 _MEDIUM = (
     r"(?:image|picture|photo(?:graph)?|frame|scene|video(?: clip)?|clip|footage|illustration|artwork|screenshot|shot)"
 )
-_SHOWS = r"(?:shows|depicts|features|captures|portrays|presents|displays|illustrates|contains|showcases|(?:opens|begins) with)"
+_SHOWS = (
+    r"(?:shows|depicts|features|captures|portrays|presents|displays|illustrates|contains|showcases"
+    r"|(?:opens|begins) with)"
+)
 
 _THOUGHT = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
 _THINK = re.compile(r"</?think(?:ing)?>", re.IGNORECASE)
