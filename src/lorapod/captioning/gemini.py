@@ -213,9 +213,10 @@ class GeminiCaptioner:
 
     async def _asked(self, ask: Ask, part: types.Part) -> Answer:
         """Asks; an answer whose room was used up by thinking is asked for once more with twice the room."""
+
         from google.genai import types
 
-        contents: types.ContentListUnion = [part, ask.prompt]
+        contents = types.Content(role="user", parts=[part, types.Part(text=ask.prompt)])
         spent_in = spent_out = 0
         for room in (1, 2):
             response = await self._client.aio.models.generate_content(

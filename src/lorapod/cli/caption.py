@@ -6,7 +6,7 @@ import asyncio
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from lorapod.captioning.base import Captioner
+    from lorapod.captioning.cleaning import Judge
     from lorapod.captioning.items import Left, Plan, Redo, Subject
     from lorapod.captioning.runner import Outcome, Runner
-    from lorapod.cli.caption_words import Words
+    from lorapod.captioning.wording import Wish
     from lorapod.data import MediaCache
     from lorapod.workspace import Workspace
 
@@ -89,6 +90,15 @@ def write_command(
         typer.Option(metavar="MODEL", help="Base model that is trained; decides on tags or prose.", show_default=False),
     ] = "",
     prompt: Annotated[str, typer.Option(help="Ask this instead; the template's pattern.", show_default=False)] = "",
+    place: Annotated[
+        str, typer.Option(help="Where the trigger word goes: first, subject (in the class word's place) or none.")
+    ] = "first",
+    length: Annotated[str, typer.Option(help="short, medium or long, within what the base model reads.")] = "medium",
+    form: Annotated[str, typer.Option(help="prose or tags. Default: by the base model.", show_default=False)] = "",
+    absorb: Annotated[
+        str,
+        typer.Option(help="What the trigger word is to take in besides; captions leave it out.", show_default=False),
+    ] = "",
     notes: Annotated[str, typer.Option(help="What the model should know besides.", show_default=False)] = "",
     frames: Annotated[int, typer.Option(min=1, max=64, help="Frames of a clip that are sent as pictures.")] = 8,
     send_video: Annotated[
@@ -123,6 +133,7 @@ def write_command(
     """
     from rich.console import Console
 
+    from lorapod.captioning.cleaning import Judge
     from lorapod.captioning.items import media_folders, plan_captions
     from lorapod.captioning.registry import Options, choose, create, sends_to
     from lorapod.data.walk import Kind as FileKind
@@ -131,7 +142,19 @@ def write_command(
     workspace = workspace_of(context)
     folder = find_folder(path, workspace)
     which = _redo(redo)
-    words = _words(workspace, trigger, class_word, goal, base, prompt, notes)
+    wish = wish_of(
+        workspace,
+        trigger=trigger,
+        class_word=class_word,
+        goal=goal,
+        base=base,
+        place=place,
+        length=length,
+        form=form,
+        absorb=absorb,
+        notes=notes,
+        prompt=prompt,
+    )
     options = Options(
         model=model,
         endpoint=endpoint,
@@ -147,16 +170,17 @@ def write_command(
     kinds = frozenset(kind for kind in ("picture", "clip") if any(each.files[FileKind(kind)] for each in folders))
     chosen = choose(captioner, cast(Any, kinds), options)
     made = create(chosen.name, options)
+    judge = Judge(suited(wish, chosen.name))
     plan = plan_captions(
         folder,
         recursive=recursive,
         redo=which,
         kinds=made.kinds,
         captioner=chosen.name,
-        unsound=lambda subject, text: unsound(words, subject, text),
+        unsound=lambda subject, text: judge.unsound(text),
     )
     console = Console(highlight=False)
-    job = _Job(plan, made, words, cache_of(context), limit, budget, which != "missing", console)
+    job = _Job(plan, made, judge, cache_of(context), limit, budget, which != "missing", console)
     job.say(f"Captioner: {chosen.name}, {made.model} ({chosen.why})")
     job.say_plan(folder)
     if not plan.ask:
@@ -196,22 +220,13 @@ def find_folder(path: Path, workspace: Workspace) -> Path:
     return inside if not path.exists() and not path.is_absolute() and inside.is_dir() else path
 
 
-def unsound(words: Words, subject: Subject, text: str) -> str | None:
-    """Why a caption would not be accepted if a model gave it now; None where it would."""
-    from lorapod.captioning.base import Answer
-    from lorapod.captioning.runner import Accepted
-
-    verdict = words.judge(words.ask(subject), Answer(text), 0)
-    return None if isinstance(verdict, Accepted) else verdict.reason
-
-
 @dataclass
 class _Job:
     """One run of the command."""
 
     plan: Plan
     captioner: Captioner
-    words: Words
+    judge: Judge
     cache: MediaCache
     limit: int | None
     budget: float | None
@@ -257,8 +272,8 @@ class _Job:
                 runner = Runner(
                     self.plan,
                     self.captioner,
-                    self.words.ask,
-                    self.words.judge,
+                    self.judge.ask,
+                    self.judge,
                     limit=self.limit,
                     budget=self.budget,
                     again_declined=self.again_declined,
@@ -281,7 +296,7 @@ class _Job:
         """Says what it is likely to cost; whether it costs anything, or may."""
         from lorapod.cli.caption_view import money
 
-        costs = [self.captioner.estimate(self.words.ask(each)) for each in looked]
+        costs = [self.captioner.estimate(self.judge.ask(each)) for each in looked]
         if not costs or all(cost.dollars == 0 for cost in costs):
             return False
         known = [cost.dollars for cost in costs if cost.dollars is not None]
@@ -303,18 +318,18 @@ class _Job:
 
         examples = evenly(looked, _EXAMPLES)
         if self.captioner.name != "template":
-            for prompt in dict.fromkeys(self.words.ask(each).prompt for each in examples):
+            for prompt in dict.fromkeys(self.judge.ask(each).prompt for each in examples):
                 self.say(f"Prompt: {prompt}")
         spent = 0.0
         for each in examples:
-            ask = self.words.ask(each)
+            ask = self.judge.ask(each)
             try:
                 answer = await self.captioner.caption(ask)
             except (BusyError, DeclinedError, ItemError) as error:
                 self.say(f"  {each.path.name}: {error.what}. {error.why}")
                 continue
             spent += answer.dollars or 0.0
-            verdict = self.words.judge(ask, answer, 0)
+            verdict = self.judge(ask, answer, 0)
             self.say(f"  {each.path.name}: {verdict.text if isinstance(verdict, Accepted) else verdict.reason}")
         self.say("Nothing was written." + (f" The examples cost {money(spent)}." if spent else ""))
 
@@ -386,21 +401,66 @@ def _may_send(who: str | None, count: int, is_paid: bool, *, yes: bool) -> bool:
     return typer.confirm(f"{what}{', which costs money' if is_paid else ''}. Go on?", default=True)
 
 
-def _words(workspace: Workspace, trigger: str, class_word: str, goal: str, base: str, prompt: str, notes: str) -> Words:
-    from lorapod.cli.caption_words import Words
-    from lorapod.data.checks import Goal
+def wish_of(
+    workspace: Workspace,
+    *,
+    trigger: str = "",
+    class_word: str = "",
+    goal: str = "",
+    base: str = "",
+    place: str = "first",
+    length: str = "medium",
+    form: str = "",
+    absorb: str = "",
+    notes: str = "",
+    prompt: str = "",
+) -> Wish:
+    """What captions are to be like, of what a person said. Tags are what SDXL was trained on; all others read sentences.
 
-    if goal and goal not in list(Goal):
-        raise RequestError(f"There is no goal {goal!r}", "", f"Choose one of {', '.join(Goal)}.")
-    tags = False
+    Raises:
+        RequestError: A word that is none of those to choose from, or a base model that is not known.
+    """
+    from lorapod.captioning.wording import GOALS, LENGTHS, PLACES, Wish
+    from lorapod.cli.dataset_asked import rules_of
+
+    for name, word, choices in (
+        ("goal", goal, ("", *GOALS)),
+        ("place", place, PLACES),
+        ("length", length, LENGTHS),
+        ("form", form, ("", "prose", "tags")),
+    ):
+        if word not in choices:
+            raise RequestError(f"There is no {name} {word!r}", "", f"Choose one of {', '.join(filter(None, choices))}.")
+    limit, family = None, ""
     if base:
         from lorapod.models.catalogue import entries
 
         known = entries(workspace)
-        if base not in known:
-            raise RequestError(f"There is no base model {base!r}", "", "`lorapod models` lists them.")
-        tags = known[base].family == "sdxl"
-    return Words(trigger, class_word, goal, tags, prompt, notes)
+        limit = rules_of(base, workspace)[1]
+        family = known[base].family if base in known else ""
+    unit = form or ("tags" if family == "sdxl" else "prose")
+    return Wish(
+        trigger=trigger,
+        class_word=class_word,
+        goal=cast(Any, goal),
+        unit=cast(Any, unit),
+        place=cast(Any, place),
+        length=cast(Any, length),
+        limit=limit,
+        absorb=absorb,
+        notes=notes,
+        prompt=prompt,
+    )
+
+
+def suited(wish: Wish, captioner: str) -> Wish:
+    """The wish as a captioner can fulfil it: a tagger writes tags, and the template's pattern is no prompt."""
+    return replace(
+        wish,
+        captioner=captioner,
+        unit="tags" if captioner == "tagger" else wish.unit,
+        prompt="" if captioner == "template" else wish.prompt,
+    )
 
 
 def _redo(given: list[str] | None) -> Redo:
