@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -306,6 +306,12 @@ class Recipe(Section):
     evaluation: EvaluationSection = EvaluationSection()
     previews: PreviewSection = PreviewSection()
     saving: SavingSection = SavingSection()
+    trainer_options: dict[TrainerName, dict[str, Any]] = Field(
+        {},
+        description="Options of an external trainer in its own words, as `[trainer_options.diffusion-pipe]`, which go over "
+        "what lorapod writes for it. They are checked against what the trainer reads; those of other trainers than the "
+        "chosen one are kept and do nothing.",
+    )
 
     @field_validator("name")
     @classmethod
