@@ -50,9 +50,12 @@ def keys_read(files: list[Path]) -> dict[str, set[str]]:
             elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in READERS:
                 if node.args and isinstance(node.args[0], ast.Constant):
                     found[name_of(node.func.value)].add(str(node.args[0].value))
-            elif isinstance(node, ast.Compare) and isinstance(node.left, ast.Constant):
-                if isinstance(node.ops[0], ast.In | ast.NotIn):
-                    found[name_of(node.comparators[0])].add(str(node.left.value))
+            elif (
+                isinstance(node, ast.Compare)
+                and isinstance(node.left, ast.Constant)
+                and isinstance(node.ops[0], ast.In | ast.NotIn)
+            ):
+                found[name_of(node.comparators[0])].add(str(node.left.value))
     return found
 
 
@@ -93,7 +96,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--diffusion-pipe", type=Path, required=True, metavar="DIR")
     checkout: Path = parser.parse_args().diffusion_pipe
-    asked = subprocess.run(["git", "-C", str(checkout), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    asked = subprocess.run(
+        ["git", "-C", str(checkout), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
     said = differences(checkout)
     if asked.returncode == 0 and asked.stdout.strip() != interface()["commit"]:
         print(f"The checkout is at {asked.stdout.strip()}, the table was read from {interface()['commit']}")

@@ -120,7 +120,7 @@ class Sources:
                 )
             url = f"{endpoint()}/{spec.repo}/resolve/{info.sha}/{quote(name)}"
             yield RemoteFile(
-                spec, _target(spec, name), size, key, f"hub:{spec.repo}@{info.sha}/{name}", Address(url, _hub_token())
+                spec, target_of(spec, name), size, key, f"hub:{spec.repo}@{info.sha}/{name}", Address(url, _hub_token())
             )
 
     def _repo(self, repo: str, revision: str) -> Any:
@@ -283,7 +283,8 @@ def _wanted(name: str, spec: FileSpec) -> bool:
     )
 
 
-def _target(spec: FileSpec, name: str) -> str:
+def target_of(spec: FileSpec, name: str) -> str:
+    """Where the file of that name at its source goes in the folder of its layout."""
     if spec.to:
         return spec.to if spec.path or not spec.repo else inside(f"{spec.to}/{name}")
     if spec.layout is not Layout.SINGLE_FILES:
@@ -369,7 +370,7 @@ def _civitai_file(spec: FileSpec) -> RemoteFile:
     sha = str((chosen.get("hashes") or {}).get("SHA256") or "").lower()
     key = f"sha256:{sha}" if len(sha) == 64 else f"{_url_key(address.shown)}"
     name = PurePosixPath(str(chosen.get("name"))).name
-    return RemoteFile(spec, spec.to or _target(spec, name), size, key, f"civitai:{version}/{name}", address)
+    return RemoteFile(spec, spec.to or target_of(spec, name), size, key, f"civitai:{version}/{name}", address)
 
 
 def _plain_file(spec: FileSpec) -> RemoteFile:
@@ -383,7 +384,7 @@ def _plain_file(spec: FileSpec) -> RemoteFile:
         ) from error
     name = unquote(PurePosixPath(urlsplit(spec.url).path).name) or "model.safetensors"
     key = f"sha256:{spec.sha256}" if spec.sha256 else _url_key(spec.url)
-    return RemoteFile(spec, spec.to or _target(spec, name), size, key, f"url:{address.shown}", address)
+    return RemoteFile(spec, spec.to or target_of(spec, name), size, key, f"url:{address.shown}", address)
 
 
 def _url_key(url: str) -> str:

@@ -8,6 +8,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class View:
+    """A folder of one kind of media of a dataset, as an external trainer reads it: media linked, captions beside them.
+
+    Attributes:
+        dataset: Number of the recipe's dataset.
+        kind: `picture` or `clip`.
+        fps: Frames a second that all of its clips have; None where that is not known.
+        repeats: How often each of its items is seen in an epoch; None: as the recipe's dataset says.
+        masks: Folder of the masks of its items, by the same names.
+        held_out: Its items are kept out of training, for the evaluation loss.
+        items: How many it holds; 0 where that is not known.
+    """
+
+    dataset: int
+    kind: Literal["picture", "clip"]
+    path: Path
+    fps: float | None = None
+    repeats: int | None = None
+    masks: Path | None = None
+    held_out: bool = False
+    items: int = 0
 
 
 @dataclass(frozen=True)
@@ -33,6 +58,24 @@ class RenderContext:
     """Folder for what the trainer itself writes."""
 
     gpus: int = 1
+
+    views: list[View] = field(default_factory=list)
+    """`data` cut up by kind of media and frame rate, where the data is at hand."""
+
+    steps_per_epoch: int | None = None
+    """Optimizer steps an epoch has as the trainer counts, where the data is at hand."""
+
+    gpu_gigabytes: float | None = None
+    """Memory of the smallest GPU, where it is known."""
+
+    devices: str = ""
+    """Numbers of the GPUs to use, as `0,2`; empty: the first ones."""
+
+    port: int = 29500
+    """A free port of this machine, by which processes of one training find each other."""
+
+    resume: dict[str, str] = field(default_factory=dict)
+    """By stage: what the trainer is told to go on with."""
 
 
 @dataclass(frozen=True)

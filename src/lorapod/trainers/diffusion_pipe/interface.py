@@ -61,7 +61,9 @@ def check_own(own: Mapping[str, Any], model_type: str, optimizer: str) -> None:
     Raises:
         RequestError: A key that diffusion-pipe does not read, or a value that it does not take.
     """
-    optimizer = str(own.get("optimizer", {}).get("type", optimizer)) if _is_table(own.get("optimizer", {})) else optimizer
+    optimizer = (
+        str(own.get("optimizer", {}).get("type", optimizer)) if _is_table(own.get("optimizer", {})) else optimizer
+    )
     for key, value in own.items():
         if key in _TABLES:
             if not _is_table(value):
@@ -103,7 +105,9 @@ def _check_one(table: str, key: str, value: object, known: Mapping[str, str] | N
     if known is None:
         return
     if key not in known:
-        raise RequestError(f"diffusion-pipe reads no key `{name}`", "It would be ignored in silence.", _near(key, known))
+        raise RequestError(
+            f"diffusion-pipe reads no key `{name}`", "It would be ignored in silence.", _near(key, known)
+        )
     if not _fits(value, known[key]):
         raise RequestError(
             f"`{name}` of diffusion-pipe takes {_said(known[key])}, not {value!r}", "", "Change the value."
