@@ -69,10 +69,10 @@ def test_every_base_model_is_rendered_with_keys_that_are_read(model: str, tmp_pa
         assert list(problems(config, dataset)) == []
         assert config["dataset"] == str(tmp_path / "config/dataset.toml")
         assert {"epochs", "output_dir"} <= set(config) and ("save_every_n_steps" in config)
-        assert "alpha" not in config["adapter"] and config["adapter"]["rank"] == 16 or config["adapter"]["rank"] == 32
+        assert "alpha" not in config["adapter"] and config["adapter"]["rank"] in (16, 32)
         assert dataset["resolutions"] and dataset["min_ar"] < 1 < dataset["max_ar"]
         assert dataset["directory"][0]["path"] == str(tmp_path / "view-0")
-    assert [stage.name for stage in made.stages][0] == "cache" and "--cache_only" in made.stages[0].argv
+    assert made.stages[0].name == "cache" and "--cache_only" in made.stages[0].argv
     assert len(made.stages) == 1 + len(mains)
 
 

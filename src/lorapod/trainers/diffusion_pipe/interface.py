@@ -116,7 +116,7 @@ def _check_one(table: str, key: str, value: object, known: Mapping[str, str] | N
 
 def _near(key: str, known: Mapping[str, str]) -> str:
     everywhere = {found: table for table in ("main", "dataset") for found in interface()[table]}
-    everywhere |= {found: "adapter" for found in interface()["adapter"]}
+    everywhere |= dict.fromkeys(interface()["adapter"], "adapter")
     near = difflib.get_close_matches(key, known, n=1)
     if near:
         return f"Did you mean `{near[0]}`?"

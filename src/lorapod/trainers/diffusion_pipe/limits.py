@@ -92,7 +92,7 @@ def _check_adapter(recipe: Recipe, kind: str) -> None:
     if recipe.alpha != adapter.rank:
         raise RequestError(
             "diffusion-pipe trains with alpha equal to the rank, nothing else",
-            f"The recipe asks for `adapter.alpha = {recipe.alpha:g}` at rank {adapter.rank}; builtin and musubi can do that.",
+            f"The recipe asks for `adapter.alpha = {recipe.alpha:g}` at rank {adapter.rank}; builtin and musubi can.",
             "Leave `alpha` out (and multiply the learning rate by alpha / rank for much the same), or change `trainer`.",
         )
     if adapter.kind is AdapterKind.LOKR and adapter.dropout:
