@@ -155,7 +155,7 @@ def _place(item: Item, target: Path) -> Path:
 def _link(source: Path, target: Path) -> None:
     """A symbolic link, else a hard link, else a copy, as the file system allows."""
     if target.is_symlink():
-        if os.readlink(target) == str(source):
+        if str(target.readlink()) == str(source):
             return
         target.unlink()
     elif target.exists():
