@@ -14,7 +14,6 @@ from lorapod import recipe as recipes
 from lorapod.errors import CheckpointError, RunError, StageFailedError
 from lorapod.events import event
 from lorapod.files import write_text_whole
-from lorapod.models import find_base_model, find_training_adapter
 from lorapod.recipe import Recipe
 from lorapod.runs.folder import RunFolder, all_runs, create_run
 from lorapod.runs.journal import Journal, state_of, stop_asked, supervisor_of
@@ -31,9 +30,9 @@ def start_run(recipe: Recipe, workspace: Workspace) -> RunFolder:
         RequestError: The trainer or the base model cannot be used; nothing was started.
         DiskError: The workspace cannot be written.
     """
-    get_trainer(recipe.trainer).check(recipe)
-    find_base_model(recipe.base_model.name, workspace)
-    find_training_adapter(recipe.base_model, workspace)
+    trainer = get_trainer(recipe.trainer)
+    trainer.check(recipe)
+    trainer.ready(recipe, workspace)
     run = create_run(recipe, workspace)
     _spawn(run, workspace, resume=False)
     return run
@@ -64,6 +63,9 @@ def resume_run(run: RunFolder, workspace: Workspace, recipe: Recipe | None = Non
             "To train further, raise `training.steps` in the recipe and resume with it, or start a new run with "
             "`adapter.continue_from`.",
         )
+    trainer = get_trainer(own.trainer)
+    trainer.check(recipe or own)
+    trainer.ready(recipe or own, workspace)
     if recipe is not None and changed:
         write_text_whole(run.recipe_file, recipes.dumps(recipe))
     _spawn(run, workspace, resume=True)

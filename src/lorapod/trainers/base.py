@@ -1,12 +1,15 @@
-"""What a trainer is: a recipe in, processes to run and events out."""
+"""What a trainer is: a recipe in, processes to run and events out; and what follows one of its processes."""
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from lorapod.events import Event
+from lorapod.errors import LorapodError
+from lorapod.events import EndStatus, Event
 from lorapod.recipe import Recipe
 from lorapod.workspace import Workspace
 
@@ -21,8 +24,56 @@ class Stage:
     cwd: Path
 
 
+@dataclass(frozen=True)
+class Ending:
+    """How a stage ended, where its trainer knows better than its exit status says."""
+
+    status: EndStatus
+    events: list[Event] = field(default_factory=list)
+    error: LorapodError | None = None
+
+
+class StageWatch:
+    """Follows one process of a run. This one suits a process that prints its own events and stops on SIGINT.
+
+    Attributes:
+        stop_signal: What asks the process group to stop where `ask_to_stop` has no better way.
+        doom: Set to the reason where the process is to be ended as failed.
+    """
+
+    stop_signal = signal.SIGINT
+
+    def __init__(self, parse: Callable[[str], Event | None]) -> None:
+        self._parse = parse
+        self.doom: LorapodError | None = None
+
+    def begin(self, pid: int) -> list[Event]:
+        """The process was started."""
+        return []
+
+    def read(self, text: str) -> list[Event]:
+        """The events of a line; none for one that is only for the log."""
+        found = self._parse(text)
+        return [] if found is None else [found]
+
+    def tick(self) -> list[Event]:
+        """About once a second while the process is alive."""
+        return []
+
+    def ask_to_stop(self) -> bool:
+        """Asks the process to stop in its own way; False where it has none now. Called from a signal handler."""
+        return False
+
+    def end(self, code: int, *, stopped: bool, forced: bool) -> Ending | None:
+        """The process is over and all of its output was read; None: its exit status says it all."""
+        return None
+
+    def close(self) -> None:
+        """Ends what the process left behind."""
+
+
 class Trainer(Protocol):
-    """Plans the stages of a run, and reads what they print."""
+    """Plans the stages of a run, and follows them."""
 
     name: str
 
@@ -33,8 +84,19 @@ class Trainer(Protocol):
             RequestError: What it is, and what to change.
         """
 
-    def plan(self, recipe: Recipe, run_dir: Path, workspace: Workspace, resume: bool) -> list[Stage]:
-        """The stages of a run, in order."""
+    def ready(self, recipe: Recipe, workspace: Workspace) -> None:
+        """Refuses, before anything is started, what is missing on this machine.
 
-    def parse(self, line: str) -> Event | None:
-        """The event that a line of output stands for, or None for a line that is only for the log."""
+        Raises:
+            RequestError: What it is, and how to get it.
+        """
+
+    def plan(self, recipe: Recipe, run_dir: Path, workspace: Workspace, resume: bool) -> list[Stage]:
+        """The stages of a run, in order.
+
+        Raises:
+            RequestError: They cannot be planned any more, as where the trainer was removed meanwhile.
+        """
+
+    def watch(self, stage: Stage) -> StageWatch:
+        """What follows a stage of the plan that was made last."""

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from lorapod.errors import MissingPackageError, RequestError
 from lorapod.events import PREFIX, Event, from_line
+from lorapod.models import find_base_model, find_training_adapter
 from lorapod.recipe import Recipe
 from lorapod.recipe.schema import AdapterKind, OptimizerKind
-from lorapod.trainers.base import Stage
+from lorapod.trainers.base import Stage, StageWatch
 from lorapod.workspace import Workspace
 
 _PACKAGES = {
@@ -49,6 +50,10 @@ class BuiltinTrainer:
                 "Set `optimizer.learning_rate = 1.0`.",
             )
 
+    def ready(self, recipe: Recipe, workspace: Workspace) -> None:
+        find_base_model(recipe.base_model.name, workspace)
+        find_training_adapter(recipe.base_model, workspace)
+
     def plan(self, recipe: Recipe, run_dir: Path, workspace: Workspace, resume: bool) -> list[Stage]:
         return [self._stage("train", ["train", str(run_dir), *(["--resume"] if resume else [])], workspace)]
 
@@ -58,6 +63,9 @@ class BuiltinTrainer:
 
     def parse(self, line: str) -> Event | None:
         return from_line(line.removeprefix(PREFIX)) if line.startswith(PREFIX) else None
+
+    def watch(self, stage: Stage) -> StageWatch:
+        return StageWatch(self.parse)
 
     def _stage(self, name: str, arguments: list[str], workspace: Workspace) -> Stage:
         argv = [sys.executable, "-P", "-m", "lorapod.engine", *arguments, "--workspace", str(workspace.root)]

@@ -205,7 +205,10 @@ def _steps(
 
 def check_commands(found: Installation, pin: Pin) -> list[list[str]]:
     """The commands that show whether a trainer can be imported."""
-    return [[found.python, "-c", f"import sys; sys.path.insert(0, {found.home!r})\n{line}"] for line in pin.smoke]
+    return [
+        [found.python, "-c", f"import os, sys; os.chdir({found.home!r}); sys.path.insert(0, '')\n{line}"]
+        for line in pin.smoke
+    ]
 
 
 def check(name: TrainerName, workspace: Workspace) -> list[str]:
