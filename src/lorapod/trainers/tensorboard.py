@@ -2,7 +2,8 @@
 
 The file is a row of records (length, its checksum, data, its checksum; TFRecord); the data is a protobuf message `Event`.
 Only what a scalar needs is read: `Event.step` (2), `Event.summary` (5) with `Summary.value` (1): `tag` (1),
-`simple_value` (2). Checksums are not looked at: what is not whole yet is read the next time. Not covered: scalars as tensors.
+`simple_value` (2). Checksums are not looked at: what is not whole yet is read the next time. Not covered: scalars as
+tensors.
 """
 
 from __future__ import annotations

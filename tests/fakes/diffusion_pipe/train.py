@@ -29,7 +29,9 @@ parser.add_argument("--cache_only", action="store_true")
 parser.add_argument("--master_port", type=int, default=29500)
 args = parser.parse_args()
 
-modes = dict((part.partition("=")[0], part.partition("=")[2]) for part in os.environ.get("FAKE_DP", "").split(",") if part)
+modes = dict(
+    (part.partition("=")[0], part.partition("=")[2]) for part in os.environ.get("FAKE_DP", "").split(",") if part
+)
 pause = float(os.environ.get("FAKE_DP_SECONDS", "0.01"))
 stage = "cache" if args.cache_only else "train"
 
@@ -65,7 +67,7 @@ def misbehave(step=None):
         raise RuntimeError("Processed dataset was empty. Probably caused by rounding down for each size bucket.")
     if fail_if("hang", step):
         sys.stderr.write(
-            "Process Process-3:\nTraceback (most recent call last):\n  File \"/x/dataset.py\", line 673\n"
+            'Process Process-3:\nTraceback (most recent call last):\n  File "/x/dataset.py", line 673\n'
             "AssertionError: Directory /x had no images/videos!\n"
         )
         sys.stderr.flush()
@@ -119,7 +121,9 @@ if args.resume_from_checkpoint:
     run = output / args.resume_from_checkpoint
     tag = (run / "latest").read_text() if (run / "latest").exists() else None
     if tag is None:
-        print(f"Unable to find latest file at {run}/latest, if trying to load latest checkpoint please ensure this file exists")
+        print(
+            f"Unable to find latest file at {run}/latest, if trying to load latest checkpoint please ensure this file exists"
+        )
     load_path = tag
     assert load_path is not None
     step = int(tag.removeprefix("global_step")) + 1
@@ -189,7 +193,9 @@ while True:
     time.sleep(pause)
     misbehave(step)
     rate = config["optimizer"]["lr"]
-    print(f"[2026-08-21 10:00:00,000] [INFO] [logging.py:107:log_dist] [Rank 0] step={step}, skipped=0, lr=[{rate}], mom=[[0.9]]")
+    print(
+        f"[2026-08-21 10:00:00,000] [INFO] [logging.py:107:log_dist] [Rank 0] step={step}, skipped=0, lr=[{rate}], mom=[[0.9]]"
+    )
     loss = float("nan") if fail_if("nan", step) else 0.5 / step
     print(f"steps: {step} loss: {loss:0.4f} iter time (s): {pause:0.3f} samples/sec: 1.000", flush=True)
     scalar("train/loss", loss, step)

@@ -7,7 +7,6 @@ and ends with status 0; while it caches, loads or evaluates it does not look, an
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from pathlib import Path
 
@@ -230,7 +229,7 @@ class DiffusionPipeWatch(ProcessWatch):
         target = self._target("")
         among = self._target(f"-step{step:06d}")
         if among.exists():
-            os.replace(among, target)
+            among.replace(target)
         else:
             self._collect(file, target, step)
         return [self._lora_event(target, step)]
