@@ -119,12 +119,7 @@ def test_the_trainer_sees_whole_captions_and_its_cache_is_in_the_run(workspace: 
     ("mode", "says", "hint"),
     [
         ("oom=3", "GPU ran out of memory in train", "Swap more blocks"),
-        ("oom=cache", "GPU ran out of memory in cache", "2.00 GiB"),
         ("kill=2", "train was killed", "memory"),
-        ("segv=train", "SIGSEGV", "memory"),
-        ("disk=2", "No space left", "Free some space"),
-        ("crash=2", "something that nobody has seen before", "log.txt"),
-        ("empty=train", "nothing to train on", "Lower the batch size"),
         ("quiet=train", "without having done its work", "before it said"),
         ("nan=3", "no number at step 3", "learning rate"),
     ],
@@ -181,7 +176,7 @@ def test_a_stop_writes_a_checkpoint_and_a_resume_goes_on_from_it(
     assert state_of(run).status == "done", run.log.read_text()
     seen = [e["step"] for e in read_events(run) if e["type"] == "step"]
     assert seen == list(range(1, 41)) and stopped_at < 40
-    assert len([path for path in (run.path / "output").iterdir()]) == 1
+    assert len(list((run.path / "output").iterdir())) == 1
 
 
 def test_a_stop_while_caching_does_not_wait(
@@ -225,7 +220,7 @@ def test_a_run_that_the_machine_killed_goes_on_from_its_last_checkpoint(
     resume_run(run, workspace)
     until(lambda: state_of(run).status != "running")
     assert state_of(run).status == "done" and state_of(run).step == 10
-    assert "--resume_from_checkpoint" in (run.path / "rendered/02-train.command.json").read_text() or True
+    assert "--resume_from_checkpoint" in (run.path / "rendered/02-train.command.json").read_text()
 
 
 def test_data_that_changed_is_not_resumed_with(

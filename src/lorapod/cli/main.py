@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "recipe": ("lorapod.cli.recipe:app", "Make, show and check recipes."),
     "models": ("lorapod.cli.models:app", "List, fetch, verify and remove base models."),
     "dataset": ("lorapod.cli.dataset:app", "Look at a dataset before it is trained on."),
+    "trainers": ("lorapod.cli.trainers:app", "Install, check and remove external trainers."),
     "runs": ("lorapod.cli.runs:app", "List, watch and stop runs."),
     "sample": ("lorapod.cli.sample:sample", "Draw a grid of prompts by strengths with a trained LoRA."),
     "lora": ("lorapod.cli.lora:app", "Look into LoRA files, convert, shrink, merge and compare them."),

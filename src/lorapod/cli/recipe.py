@@ -97,3 +97,32 @@ def check_command(file: RecipeFile, overrides: Overrides = None) -> None:
     training = recipe.training
     length = f"{training.steps} steps" if training.steps is not None else f"{training.epochs} epochs"
     typer.echo(f"OK: {file} ({recipe.base_model.name}, {datasets}, {length}, trainer {recipe.trainer})")
+
+
+@app.command("render")
+def render_command(
+    context: typer.Context,
+    file: RecipeFile,
+    out: Annotated[Path, typer.Option("--out", help="New folder for the trainer's files and commands.")],
+    trainer: Annotated[
+        str | None, typer.Option("--trainer", help="The external trainer. [default: the recipe's]", show_default=False)
+    ] = None,
+    assume_files: Annotated[
+        bool,
+        typer.Option(
+            "--assume-files", help="Neither look for the base model, the trainer and the data, nor touch them."
+        ),
+    ] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Write what an external trainer would be given: its files, and each command as NN-STAGE.command.json."""
+    from lorapod import recipe as recipes
+    from lorapod.trainers.rendered import render_to
+
+    chosen = [f"trainer={trainer}"] if trainer else []
+    recipe = recipes.load(file, [*(overrides or ()), *chosen])
+    written, notes = render_to(recipe, out, context.obj, assume_files=assume_files)
+    for path in written:
+        typer.echo(path)
+    for note in notes:
+        typer.echo(f"Note: {note}", err=True)

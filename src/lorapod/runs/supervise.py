@@ -3,8 +3,9 @@
     python -m lorapod.runs.supervise RUN --workspace DIR [--resume]
 
 Each stage is a process group of its own. The first SIGINT or SIGTERM asks the stage to stop cleanly, in its trainer's
-way; the second ends it (SIGTERM, then SIGKILL). On Linux a stage dies with its supervisor even if that is killed with SIGKILL; elsewhere
-it finishes its stage alone. Not covered: processes that a stage moves into a session of their own.
+way; the second ends it (SIGTERM, then SIGKILL). On Linux a stage dies with its supervisor even if that is killed with
+SIGKILL; elsewhere it finishes its stage alone. Not covered: processes that a stage moves into a session of their own,
+but for those of external trainers, which are looked for among a stage's descendants.
 """
 
 from __future__ import annotations

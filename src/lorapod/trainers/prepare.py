@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lorapod import recipe as recipes
-from lorapod.data import Geometry, MediaCache, plan_datasets
+from lorapod.data import Geometry, MediaCache, Severity, plan_datasets
 from lorapod.errors import CheckpointError, LorapodError
 from lorapod.events import PREFIX, EventType, event, to_line
 from lorapod.files import write_text_whole
@@ -42,20 +42,27 @@ def geometry_of(entry: Entry) -> Geometry:
     return Geometry(sizes.divisor, frame_step=sizes.frame_step or 1, fps=sizes.fps)
 
 
-def look_at_data(recipe: Recipe, entry: Entry, folder: Path, workspace: Workspace) -> DataViews:
+def look_at_data(recipe: Recipe, entry: Entry, folder: Path, workspace: Workspace, *, quiet: bool = False) -> DataViews:
     """Plans the recipe's datasets and makes their views in `folder`.
+
+    Args:
+        quiet: Print no events.
 
     Raises:
         DatasetError: They cannot be trained on as they are.
     """
     cache = MediaCache.of(workspace)
     plan = plan_datasets(
-        recipe.datasets, geometry_of(entry), recipe.training.seed, cache=cache, progress=_Progress("scanning")
+        recipe.datasets,
+        geometry_of(entry),
+        recipe.training.seed,
+        cache=cache,
+        progress=None if quiet else _Progress("scanning"),
     )
     for problem in plan.problems:
-        if problem.severity.name != "INFO":
+        if problem.severity is not Severity.INFO and not quiet:
             _say("warning", message=f"{problem.path.name}: {problem.what}", hint=problem.remedy)
-    return build_views(plan, list(recipe.datasets), folder, _Progress("linking"))
+    return build_views(plan, list(recipe.datasets), folder, None if quiet else _Progress("linking"))
 
 
 def prepare(
@@ -87,6 +94,8 @@ def _run(run_dir: Path, workspace: Workspace, port: int, resume: bool) -> None:
     entry, dialect = entry_of(recipe, workspace), get_dialect(recipe.trainer)
     installation = find_installation(recipe.trainer, workspace)
     context = replace(context_of(recipe, entry, run_dir, workspace, installation), port=port)
+    if resume:
+        context = replace(context, resume=dialect.resume_points(recipe, entry, context.output))
     before = read_state(run_dir)
     views = look_at_data(recipe, entry, run_dir / DATA, workspace)
     measured, rendering = prepare(recipe, entry, dialect, context, views)

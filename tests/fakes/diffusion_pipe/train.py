@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -80,12 +80,10 @@ def misbehave(step=None):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-with open(args.config, "rb") as file:
-    config = tomllib.load(file)
+config = tomllib.loads(Path(args.config).read_text())
 assert any(key in config for key in ("save_every_n_epochs", "save_every_n_steps"))
 assert "alpha" not in config["adapter"]
-with open(config["dataset"], "rb") as file:
-    dataset = tomllib.load(file)
+dataset = tomllib.loads(Path(config["dataset"]).read_text())
 assert dataset["resolutions"] and dataset["min_ar"]
 if "slow" in modes:
     time.sleep(float(modes["slow"]))
@@ -130,12 +128,12 @@ if args.resume_from_checkpoint:
     epoch = (step - 1) // steps_per_epoch + 1
     print(f"Resuming training from checkpoint. Resuming at epoch: {epoch}, step: {step}", flush=True)
 else:
-    run = output / datetime.now(timezone.utc).strftime("%Y%m%d_%H-%M-%S")
+    run = output / datetime.now(UTC).strftime("%Y%m%d_%H-%M-%S")
     run.mkdir(parents=True)
     shutil.copy(args.config, run)
     shutil.copy(config["dataset"], run)
 print(f"Global batch size = {batch}", flush=True)
-tensorboard = open(run / f"events.out.tfevents.{int(time.time())}.host", "ab")  # noqa: SIM115
+tensorboard = (run / f"events.out.tfevents.{int(time.time())}.host").open("ab")
 
 
 def varint(value):
@@ -149,7 +147,8 @@ def varint(value):
 def scalar(tag, value, at):
     inner = b"\x0a" + varint(len(tag)) + tag.encode() + b"\x15" + struct.pack("<f", value)
     summary = b"\x0a" + varint(len(inner)) + inner
-    message = b"\x09" + struct.pack("<d", time.time()) + b"\x10" + varint(at) + b"\x2a" + varint(len(summary)) + summary
+    message = b"\x09" + struct.pack("<d", time.time()) + b"\x10" + varint(at)
+    message += b"\x2a" + varint(len(summary)) + summary
     tensorboard.write(struct.pack("<QI", len(message), 0) + message + struct.pack("<I", 0))
     tensorboard.flush()
 

@@ -1,5 +1,6 @@
 """A stand-in for DeepSpeed's launch: starts a rank, hands on its status, ends its tree on SIGINT and SIGTERM and exits 1."""
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -12,10 +13,8 @@ process = None
 
 def on_signal(number, frame):
     for each in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
-        try:
+        with contextlib.suppress(psutil.Error):
             each.terminate()
-        except psutil.Error:
-            pass
     sys.exit(1)
 
 

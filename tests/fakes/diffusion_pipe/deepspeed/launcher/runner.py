@@ -1,4 +1,4 @@
-"""A stand-in for DeepSpeed's runner on one machine: starts `launch`, waits, and has no handler of signals, as the real one."""
+"""A stand-in for DeepSpeed's runner on one machine: starts `launch` and waits; no handler of signals, as the real one."""
 
 import subprocess
 import sys
