@@ -267,3 +267,29 @@ def test_no_secret_is_in_what_the_trainer_is_given(
         if path.is_file() and "data" not in path.parts:
             assert b"hf_very_secret_value" not in path.read_bytes(), path
     assert os.environ["HF_TOKEN"]
+
+
+def test_both_experts_are_trained_one_after_the_other_over_one_cache(
+    workspace: Workspace, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lorapod import recipe as recipes
+
+    with_model(workspace, "wan2.2-t2v-a14b")
+    monkeypatch.setenv("FAKE_DP", "kill=7")
+    run = start_run(recipes.load(recipe, ["base_model.name=wan2.2-t2v-a14b"]), workspace)
+    until(lambda: state_of(run).status != "running")
+    monkeypatch.setenv("FAKE_DP", "")
+    resume_run(run, workspace)
+    until(lambda: state_of(run).status != "running")
+    assert state_of(run).status == "done", run.log.read_text()
+    assert {"zorb-high.safetensors", "zorb-low.safetensors"} <= {path.name for path in run.lora.iterdir()}
+    stages = [event["name"] for event in read_events(run) if event["type"] == "stage"]
+    assert stages == ["prepare", "cache", "train-high", "prepare", "cache", "train-high", "train-low"]
+
+
+def test_pictures_are_refused_where_a_first_frame_is_needed(workspace: Workspace, recipe: Path) -> None:
+    with_model(workspace, "wan2.1-i2v-14b-480p")
+    code, _ = train(workspace, str(recipe), "--set", "base_model.name=wan2.1-i2v-14b-480p")
+    state = state_of(newest(workspace))
+    assert code == 1 and state.error and "clips alone" in state.error["message"]
+    assert not list((newest(workspace).path / "output").glob("*"))

@@ -187,22 +187,26 @@ def read_state(run_dir: Path) -> dict[str, Any]:
     return state if isinstance(state, dict) else {}
 
 
-def stage_is_done(run_dir: Path, stage: str, steps: int) -> None:
+def stage_is_done(run_dir: Path, stage: str, recipe: Recipe) -> None:
     """Notes that a stage is done with, so that a run that is resumed does not begin it again."""
-    write_text_whole(run_dir / RENDERED / f"{stage}.done", json.dumps({"steps": steps}) + "\n")
+    write_text_whole(run_dir / RENDERED / f"{stage}.done", json.dumps(_length(recipe)) + "\n")
 
 
 def stages_done(run_dir: Path, recipe: Recipe) -> set[str]:
-    """Training stages that are done with and are not to be extended."""
+    """Training stages that are done with, unless the recipe has another length by now."""
     done = set()
     for path in (run_dir / RENDERED).glob("*.done"):
         try:
-            steps = json.loads(path.read_text(encoding="utf-8"))["steps"]
-        except (OSError, ValueError, KeyError, TypeError):
+            length = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
             continue
-        if recipe.training.steps is not None and steps >= recipe.training.steps:
+        if length == _length(recipe):
             done.add(path.stem)
     return done
+
+
+def _length(recipe: Recipe) -> dict[str, int | None]:
+    return {"steps": recipe.training.steps, "epochs": recipe.training.epochs}
 
 
 def _hash(entry: Entry, workspace: Workspace) -> str:

@@ -44,6 +44,7 @@ class ProcessWatch(StageWatch):
         self.tail: list[str] = []
         self._heard_at = time.monotonic()
         self._told = False
+        self._heads_before_work = 0
         self._kills = kernel_kills()
 
     @property
@@ -67,7 +68,10 @@ class ProcessWatch(StageWatch):
         self._told = False
         if text.strip() and "%|" not in text:
             self.tail = [*self.tail, text.strip()[-500:]][-_TAIL:]
-        return self.events_of(text)
+        found = self.events_of(text)
+        if any(each["type"] in ("step", "progress") for each in found):  # whatever was raised, the work goes on
+            self._heads_before_work = self.tracebacks.heads
+        return found
 
     def events_of(self, text: str) -> list[Event]:
         """The events of a line."""
@@ -78,7 +82,7 @@ class ProcessWatch(StageWatch):
             return []
         self.activity.look()
         silent, idle = time.monotonic() - self._heard_at, self.activity.idle_seconds()
-        raised = self.tracebacks.seen
+        raised = self.tracebacks.heads > self._heads_before_work
         if raised and (min(silent, idle) > self.hang_seconds or silent > self.busy_hang_seconds):
             self.doom = self._failure(1)
         elif not raised and min(silent, idle) > self.silence_seconds and not self._told:

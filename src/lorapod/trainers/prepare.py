@@ -106,6 +106,7 @@ def _run(run_dir: Path, workspace: Workspace, port: int, resume: bool) -> None:
         "items": sum(view.items for view in views.views if not view.held_out),
         "model_files": {need: str(path) for need, path in sorted(context.model_files.items())},
         "totals": measured.totals,
+        "steps_per_epoch": measured.context.steps_per_epoch,
     }
     if resume and before:
         _refuse_changes(before, now)

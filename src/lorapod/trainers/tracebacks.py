@@ -35,12 +35,12 @@ class Tracebacks:
     def __init__(self) -> None:
         self.raised: list[Raised] = []
         self.open = False
-        self.seen = False
+        self.heads = 0
 
     def read(self, text: str) -> None:
         """Takes one line into account."""
         if _HEAD in text:
-            self.open = self.seen = True
+            self.open, self.heads = True, self.heads + 1
             return
         if not self.open or len(text) > _LONGEST:
             return
@@ -51,6 +51,11 @@ class Tracebacks:
         if found:
             self.raised.append(Raised(found["type"].rpartition(".")[2], (found["said"] or "").strip()))
             self.open = False
+
+    @property
+    def seen(self) -> bool:
+        """Whether there was any traceback."""
+        return self.heads > 0
 
     @property
     def last(self) -> Raised | None:

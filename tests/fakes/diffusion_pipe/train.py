@@ -29,9 +29,8 @@ parser.add_argument("--cache_only", action="store_true")
 parser.add_argument("--master_port", type=int, default=29500)
 args = parser.parse_args()
 
-modes = dict(
-    (part.partition("=")[0], part.partition("=")[2]) for part in os.environ.get("FAKE_DP", "").split(",") if part
-)
+given = [part.partition("=") for part in os.environ.get("FAKE_DP", "").split(",") if part]
+modes = {name: value for name, _, value in given}
 pause = float(os.environ.get("FAKE_DP_SECONDS", "0.01"))
 stage = "cache" if args.cache_only else "train"
 
@@ -192,9 +191,7 @@ while True:
     time.sleep(pause)
     misbehave(step)
     rate = config["optimizer"]["lr"]
-    print(
-        f"[2026-08-21 10:00:00,000] [INFO] [logging.py:107:log_dist] [Rank 0] step={step}, skipped=0, lr=[{rate}], mom=[[0.9]]"
-    )
+    print(f"[2026-08-21 10:00:00,000] [INFO] [Rank 0] step={step}, skipped=0, lr=[{rate}], mom=[[0.9]]")
     loss = float("nan") if fail_if("nan", step) else 0.5 / step
     print(f"steps: {step} loss: {loss:0.4f} iter time (s): {pause:0.3f} samples/sec: 1.000", flush=True)
     scalar("train/loss", loss, step)

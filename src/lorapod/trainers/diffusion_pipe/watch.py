@@ -152,7 +152,7 @@ class DiffusionPipeWatch(ProcessWatch):
             events += self._final_lora()
         except LorapodError as error:
             return Ending("failed", events, error)
-        stage_is_done(self.followed.run_dir, self.followed.stage, self.reader.step)
+        stage_is_done(self.followed.run_dir, self.followed.stage, self.followed.recipe)
         return Ending("done", events)
 
     def _checkpoints(self) -> dict[Path, int]:
@@ -191,7 +191,8 @@ class DiffusionPipeWatch(ProcessWatch):
             file = next((place / name for name in _FILES if is_whole_safetensors(place / name)), None)
             if file is None:
                 continue
-            step = int(match[2]) if match[1] == "step" else self.reader.saved.get(place.name, 0)
+            of_epoch = int(self.followed.state.get("steps_per_epoch") or 0)
+            step = int(match[2]) if match[1] == "step" else self.reader.saved.get(place.name, int(match[2]) * of_epoch)
             found[place.name] = (step, file)
         return found
 
