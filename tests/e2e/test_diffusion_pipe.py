@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -82,7 +81,10 @@ def until(condition: Callable[[], bool], seconds: float = 30) -> None:
         time.sleep(0.02)
 
 
-def test_a_training_from_recipe_to_lora(workspace: Workspace, recipe: Path, tmp_path: Path) -> None:
+def test_a_training_from_recipe_to_lora(
+    workspace: Workspace, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_very_secret_value")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "pictures").rglob("*")}
     code, output = train(workspace, str(recipe))
     run = newest(workspace)
@@ -103,16 +105,14 @@ def test_a_training_from_recipe_to_lora(workspace: Workspace, recipe: Path, tmp_
     assert all((run.path / event["path"]).exists() for event in events if event["type"] in ("checkpoint", "lora")
                and event["step"] != 10)  # fmt: skip
     assert json.loads((run.path / "rendered/02-train.command.json").read_text())["argv"][1] == "-m"
-    assert "%|" not in "".join(e.get("message", "") for e in events)
-
-
-def test_the_trainer_sees_whole_captions_and_its_cache_is_in_the_run(workspace: Workspace, recipe: Path) -> None:
-    train(workspace, str(recipe))
-    view = newest(workspace).path / "data/0-pictures-pictures"
+    view = run.path / "data/0-pictures-pictures"
     captions = [path.read_text() for path in view.glob("*.txt")]
     assert len(captions) == 4 and all("zorb" in caption for caption in captions)
     assert all(path.is_symlink() for path in view.glob("*.png")) and list(view.glob("cache/*/*.bin"))
     assert len(list((view.parent / "0-pictures-pictures-held-out").glob("*.png"))) == 2
+    for path in run.path.rglob("*"):
+        if path.is_file() and "data" not in path.relative_to(run.path).parts:
+            assert b"hf_very_secret_value" not in path.read_bytes(), path
 
 
 @pytest.mark.parametrize(
@@ -207,22 +207,6 @@ def test_a_trainer_that_does_not_heed_a_stop_is_ended_after_patience(
     assert state.status == "stopped" and state.step < 10
 
 
-def test_a_run_that_the_machine_killed_goes_on_from_its_last_checkpoint(
-    workspace: Workspace, recipe: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from lorapod import recipe as recipes
-
-    monkeypatch.setenv("FAKE_DP", "kill=7")
-    run = start_run(recipes.load(recipe), workspace)
-    until(lambda: state_of(run).status != "running")
-    assert state_of(run).status == "failed"
-    monkeypatch.setenv("FAKE_DP", "")
-    resume_run(run, workspace)
-    until(lambda: state_of(run).status != "running")
-    assert state_of(run).status == "done" and state_of(run).step == 10
-    assert "--resume_from_checkpoint" in (run.path / "rendered/02-train.command.json").read_text()
-
-
 def test_data_that_changed_is_not_resumed_with(
     workspace: Workspace, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,17 +242,6 @@ def test_what_it_cannot_do_and_what_is_missing_is_said_before_a_run_is_made(
     assert not all_runs(workspace) and not all_runs(bare)
 
 
-def test_no_secret_is_in_what_the_trainer_is_given(
-    workspace: Workspace, recipe: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_TOKEN", "hf_very_secret_value")
-    train(workspace, str(recipe))
-    for path in newest(workspace).path.rglob("*"):
-        if path.is_file() and "data" not in path.parts:
-            assert b"hf_very_secret_value" not in path.read_bytes(), path
-    assert os.environ["HF_TOKEN"]
-
-
 def test_both_experts_are_trained_one_after_the_other_over_one_cache(
     workspace: Workspace, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -278,6 +251,7 @@ def test_both_experts_are_trained_one_after_the_other_over_one_cache(
     monkeypatch.setenv("FAKE_DP", "kill=7")
     run = start_run(recipes.load(recipe, ["base_model.name=wan2.2-t2v-a14b"]), workspace)
     until(lambda: state_of(run).status != "running")
+    assert state_of(run).status == "failed" and state_of(run).checkpoints
     monkeypatch.setenv("FAKE_DP", "")
     resume_run(run, workspace)
     until(lambda: state_of(run).status != "running")
