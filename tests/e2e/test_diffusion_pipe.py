@@ -267,3 +267,14 @@ def test_pictures_are_refused_where_a_first_frame_is_needed(workspace: Workspace
     state = state_of(newest(workspace))
     assert code == 1 and state.error and "clips alone" in state.error["message"]
     assert not list((newest(workspace).path / "output").glob("*"))
+
+
+def test_a_base_model_and_a_folder_are_enough(workspace: Workspace, recipe: Path, tmp_path: Path) -> None:
+    words = ["--model", MODEL, "--data", str(tmp_path / "pictures"), "--trainer", "diffusion-pipe"]
+    short = ["--set", "training.steps=3", "--set", "datasets.0.resolutions=[64]"]
+    code, output = train(workspace, *words, *short)
+    assert code == 0 and state_of(newest(workspace)).status == "done"
+    kept = workspace.root / "recipes/pictures.toml"
+    assert str(kept) in output and MODEL in kept.read_text()
+    with pytest.raises(LorapodError, match="belong together"):
+        train(workspace, "--model", MODEL)
