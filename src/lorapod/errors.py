@@ -84,5 +84,9 @@ class DiskError(LorapodError):
     """A file could not be written: no space, no permission, or the disk failed."""
 
 
+class FetchError(LorapodError):
+    """A file could not be fetched; what has arrived is kept."""
+
+
 class StageFailedError(LorapodError):
     """A process of a run ended with a failure."""

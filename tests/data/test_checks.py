@@ -6,14 +6,14 @@ from PIL import Image
 
 from data.looks import blurred, cropped, drawn, in_bars, mirrored, saved_again, scaled
 from lorapod.data import Geometry, MediaCache, Problem, Severity
-from lorapod.data.checks import Checked, TextLimit, check, limit_of
+from lorapod.data.checks import Checked, Goal, TextLimit, check, limit_of
 from lorapod.data.checks.tokens import estimate
 from lorapod.recipe.schema import DatasetSection
 
 DEMO = Path(__file__).parents[2] / "src/lorapod/demo"
 SIZE = (512, 384)
 GEOMETRY = Geometry(16)
-DEMO_LIMIT = limit_of("demo", "z_image", 512, DEMO / "model")
+DEMO_LIMIT = limit_of("demo", 512, 8, DEMO / "model")
 
 
 def put(folder: Path, name: str, picture: Image.Image, caption: str | None = "") -> Path:
@@ -204,7 +204,7 @@ def test_all_captions_alike_and_no_trigger_word_are_only_noted(tmp_path: Path) -
 def test_captions_are_estimated_and_said_to_be_without_a_tokenizer(tmp_path: Path) -> None:
     folder = clean(tmp_path / "one", 6)
     put(folder, "long.png", drawn(50, SIZE), "zorb, " + "grass, " * 60)
-    found = check([section(folder)], GEOMETRY, text=limit_of("sdxl", "sdxl", 77, None))
+    found = check([section(folder)], GEOMETRY, text=limit_of("sdxl", 77, 2, None))
     assert "about 121 tokens (estimated: its tokenizer is not on disk), of which sdxl reads 75" in said(
         found, folder / "long.png"
     )
@@ -244,3 +244,27 @@ def test_a_second_check_decodes_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("lorapod.data.facts.probe", refuse)
     again = checked(section(folder), cache=cache)
     assert (again.problems, again.looks) == (first.problems, first.looks)
+
+
+@pytest.mark.parametrize(
+    ("goal", "expected"),
+    [
+        (None, ""),
+        (Goal.CHARACTER, "6 items: few for a character, which wants 10 at least"),
+        (Goal.STYLE, "6 items: few for a style, which wants 20 at least"),
+        (Goal.MOTION, "No clips: few for a motion, which wants 8 at least"),
+    ],
+)
+def test_how_many_items_are_few_depends_on_the_goal(tmp_path: Path, goal: Goal | None, expected: str) -> None:
+    folder = clean(tmp_path / "one", 6)
+    found = check([section(folder)], GEOMETRY, goal=goal)
+    assert said(found, folder).startswith(expected)
+    assert bool(said(found, folder)) is (goal is not None)
+
+
+def test_too_many_items_for_a_character_are_said(tmp_path: Path) -> None:
+    folder = tmp_path / "many"
+    for i in range(101):
+        put(folder, f"{i}.png", drawn(i, (64, 48)), f"zorb {i}")
+    assert "101 items: many for a character" in said(check([section(folder)], GEOMETRY, goal=Goal.CHARACTER), folder)
+    assert "many for" not in said(check([section(folder)], GEOMETRY, goal=Goal.STYLE), folder)

@@ -8,7 +8,8 @@ from data.looks import drawn, in_bars
 from lorapod.data import Geometry, scan
 from lorapod.data.checks import Checked, check
 from lorapod.data.export import Layout, export
-from lorapod.data.fix import fix_datasets, new_folder, resize
+from lorapod.data.fix import fix_datasets, resize
+from lorapod.data.making import refuse_taken
 from lorapod.errors import DatasetError
 from lorapod.files import sha256_of
 from lorapod.recipe.schema import DatasetSection
@@ -62,6 +63,7 @@ def test_only_what_is_wrong_is_made_anew_and_the_original_stays(folder: Path, tm
         "bars.png": ("bars trimmed to 320x178",),
         "turned.jpg": ("turned upright",),
         "old.bmp": ("written as PNG",),
+        "uncaptioned.png": ("renamed to uncaptioned 2.png",),
     }
     assert sha256_of(out / "fine.png") == before["fine.png"]
     assert sha256_of(out / "sub/fine.webp") == before["sub/fine.webp"]
@@ -85,16 +87,24 @@ def test_items_that_differ_in_extension_alone_keep_their_own_captions(folder: Pa
     assert names == {"uncaptioned.jpg", "uncaptioned 2.png"}
 
 
+def test_a_name_that_is_too_long_for_what_comes_behind_it_is_shortened(tmp_path: Path) -> None:
+    put(tmp_path / "long", "x" * 251 + ".png", drawn(1, SIZE))
+    made, _ = export(checked(tmp_path / "long"), Layout.KOHYA, tmp_path / "out", caption_extension=".caption")
+    (target,) = made[0].targets
+    assert target.is_file() and target.with_suffix(".caption").is_file() and len(target.name) < 240
+    assert made[0].what == (f"renamed to {target.name}",)
+
+
 def test_a_folder_that_holds_anything_is_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / ".hidden").touch()
     with pytest.raises(DatasetError, match="is not empty"):
         fix_datasets(checked(folder), tmp_path / "taken")
     with pytest.raises(DatasetError, match="is not empty"):
-        new_folder(folder)
+        refuse_taken(folder)
     (tmp_path / "file").touch()
     with pytest.raises(DatasetError, match="is a file"):
-        new_folder(tmp_path / "file")
+        refuse_taken(tmp_path / "file")
 
 
 def test_resize_to_the_bucket_gives_what_training_would_see(folder: Path, tmp_path: Path) -> None:

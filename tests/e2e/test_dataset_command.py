@@ -64,7 +64,7 @@ def test_check_fix_and_report_in_one_go(run: Callable[..., Result], dataset: Pat
     result = run("check", dataset, "--resolution", 256, "--fix", out, "--report", page)
     assert result.exit_code == 0, result.output
     assert "bars.png: bars trimmed to 320x190" in result.stdout
-    assert "1 made anew, 9 copied as they are" in result.stdout
+    assert "1 changed, 9 copied as they are" in result.stdout
     with Image.open(out / "bars.png") as picture:
         assert picture.size == (320, 190)
     text = page.read_text()
@@ -132,7 +132,7 @@ def test_stats_count_sizes_captions_and_the_trigger_word(run: Callable[..., Resu
 def test_resize_and_export_make_new_folders(run: Callable[..., Result], dataset: Path, tmp_path: Path) -> None:
     (dataset / "broken.png").touch()
     small = run("resize", dataset, tmp_path / "small", "--longest-side", 100)
-    assert small.exit_code == 0 and "8 made anew" in small.stdout
+    assert small.exit_code == 0 and "8 changed" in small.stdout
     assert "left out" in small.stderr and "broken.png" in small.stderr
     exported = run("export", dataset, tmp_path / "out", "--to", "musubi")
     assert exported.exit_code == 0 and str(tmp_path / "out" / "dataset.toml") in exported.stdout

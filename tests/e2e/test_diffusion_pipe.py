@@ -9,12 +9,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
-from typer.testing import CliRunner
 
-from fakes.external import with_model, with_trainer
-from lorapod.cli.main import app
+from fakes.external import processes_left, train, until, with_model, with_trainer
 from lorapod.errors import LorapodError
 from lorapod.lora_file import inspect
 from lorapod.runs import RunFolder, all_runs, read_events, resume_run, start_run, state_of, stop_run
@@ -34,19 +31,8 @@ def workspace(tmp_path: Path) -> Workspace:
 @pytest.fixture(autouse=True)
 def no_process_is_left(tmp_path: Path) -> Iterator[None]:
     yield
-    left = [process for process in psutil.process_iter() if str(tmp_path) in " ".join(_words(process))]
-    deadline = time.monotonic() + 10
-    while any(process.is_running() for process in left) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    left = [" ".join(_words(p)) for p in left if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    left = processes_left(tmp_path)
     assert not left, left
-
-
-def _words(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
 
 
 @pytest.fixture
@@ -63,22 +49,8 @@ def recipe(tmp_path: Path, pictures: Callable[..., Path]) -> Path:
     return path
 
 
-def train(workspace: Workspace, *words: str) -> tuple[int, str]:
-    result = CliRunner().invoke(app, ["--workspace", str(workspace.root), "train", *words], env={"COLUMNS": "200"})
-    if isinstance(result.exception, LorapodError):
-        raise result.exception
-    return result.exit_code, result.output
-
-
 def newest(workspace: Workspace) -> RunFolder:
     return all_runs(workspace)[0]
-
-
-def until(condition: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
 
 
 def test_a_training_from_recipe_to_lora(

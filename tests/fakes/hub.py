@@ -49,7 +49,8 @@ class Repo:
 
 @dataclass
 class Fault:
-    """`kind`: reset, truncate, 429, 503, wrong-range, no-range, flip, expired; `at`: bytes of the body that still come."""
+    """`kind`: reset, truncate, stall (the connection stays open and nothing comes), 429, 503, wrong-range, no-range, flip,
+    expired; `at`: bytes of the body that still come."""
 
     kind: str
     at: int = 0
@@ -70,6 +71,7 @@ class FakeHub:
         self.leaks: list[str] = []
         self.bytes_per_second: float | None = None
         self.lock = threading.Lock()
+        self.stalled, self.go_on = threading.Event(), threading.Event()
 
     def __enter__(self) -> FakeHub:
         self._hub = _serve(self, _HubHandler)
@@ -79,6 +81,7 @@ class FakeHub:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.go_on.set()
         for server in (self._hub, self._content):
             server.shutdown()
             server.server_close()
@@ -194,9 +197,13 @@ class _Handler(BaseHTTPRequestHandler):
         if fault and kind == "flip" and body:
             at = min(fault.at, len(body) - 1)
             body = body[:at] + bytes([body[at] ^ 1]) + body[at + 1 :]
-        if fault and kind in ("reset", "truncate"):
+        if fault and kind in ("reset", "truncate", "stall"):
             body = body[: fault.at]
         self._send_body(name, body)
+        if kind == "stall":
+            self.hub.stalled.set()
+            self.hub.go_on.wait(60)
+            self.close_connection = True
         if kind in ("reset", "truncate", "wrong-range"):
             self.close_connection = True
             if kind == "reset":

@@ -7,9 +7,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import tomlkit
 
+from fakes.hub_models import entry
 from lorapod.errors import BaseModelError
-from lorapod.models import find_base_model
+from lorapod.models import entries, find_base_model
+from lorapod.models.fetch import pull
+from lorapod.models.upkeep import trainers_on_disk
 from lorapod.workspace import Workspace
 
 
@@ -115,3 +119,50 @@ def test_the_fingerprint_tells_weights_apart(model: Path, workspace: Workspace) 
     content[-1] ^= 1
     weights.write_bytes(content)
     assert base.fingerprint("transformer") != before
+
+
+def in_parts(model: Path, workspace: Workspace) -> Path:
+    """The model as an entry `parts`: a folder without the transformer's weights, and those in a single file."""
+    single = model.parent / "transformer.safetensors"
+    (model / "transformer/diffusion_pytorch_model.safetensors").rename(single)
+    file = {"layout": "single-files", "part": "transformer", "local": str(single)}
+    rest = {"layout": "diffusers", "part": "config", "local": str(model)}
+    made = entry("parts", files=[rest, file], trainers={"builtin": {"needs": ["diffusers/config", "single-files/*"]}})
+    (workspace.models / "entries").mkdir(parents=True)
+    values = json.loads(made.model_dump_json(exclude_defaults=True, exclude_none=True))
+    (workspace.models / "entries/parts.toml").write_text(tomlkit.dumps(values), encoding="utf-8")
+    pull(entries(workspace)["parts"], None, workspace)
+    return single
+
+
+def test_weights_in_a_single_file_are_found_beside_a_folder(model: Path, workspace: Workspace) -> None:
+    single = in_parts(model, workspace)
+    base = find_base_model("parts", workspace)
+    assert base.weights("transformer") == [single]
+    assert [p.name for p in base.weights("vae")] == ["diffusion_pytorch_model.safetensors"]
+    assert trainers_on_disk(entries(workspace)["parts"], workspace) == ["builtin"]
+
+
+def test_a_single_file_that_is_cut_off_or_gone_is_named_before_anything_starts(
+    model: Path, workspace: Workspace
+) -> None:
+    single = in_parts(model, workspace)
+    single.write_bytes(single.read_bytes()[:-1])
+    with pytest.raises(BaseModelError, match="not complete") as caught:
+        find_base_model("parts", workspace)
+    assert "transformer.safetensors (cut off)" in caught.value.why
+    single.unlink()
+    with pytest.raises(BaseModelError, match="not there any more"):
+        find_base_model("parts", workspace)
+
+
+def test_a_single_file_of_another_base_model_is_refused_before_anything_starts(
+    model: Path, workspace: Workspace
+) -> None:
+    in_parts(model, workspace)
+    place = workspace.models / "entries/parts.toml"
+    wanted = 'shapes = [{layout = "single-files", part = "transformer", tensors = {"layers.9.w" = [2, 2]}}]\n'
+    place.write_text(wanted + place.read_text())
+    with pytest.raises(BaseModelError, match="not one of Toy") as caught:
+        find_base_model("parts", workspace)
+    assert "layers.9.w is missing" in caught.value.why

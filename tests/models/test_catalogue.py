@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from fakes.hub_models import entry as make_entry
 from lorapod.errors import BaseModelError
 from lorapod.models import Layout, catalogue, entries
+from lorapod.models.base_model import FAMILY_OF_PIPELINE
 from lorapod.models.catalogue import FAMILIES, Entry, FileSpec
 from lorapod.workspace import Workspace
 
@@ -50,6 +51,13 @@ def test_the_two_experts_split_the_noise_without_a_gap() -> None:
     for kind in ("t2v", "i2v"):
         high, low = (catalogue()[f"wan2.2-{kind}-a14b-{which}"].timesteps for which in ("high", "low"))
         assert high and low and high[1] == 1 and low[0] == 0 and high[0] == low[1]
+
+
+def test_what_the_engine_can_train_is_pulled_for_it() -> None:
+    for entry in catalogue().values():
+        has_folder = any(spec.layout == "diffusers" for spec in entry.files)
+        if has_folder and entry.family in FAMILY_OF_PIPELINE.values():
+            assert "builtin" in entry.trainers, entry.name
 
 
 def test_a_trainer_that_cannot_train_it_is_refused_with_those_that_can() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -10,17 +11,19 @@ import sys
 import threading
 import time
 from collections import namedtuple
+from functools import partial
 from pathlib import Path
 
 import pytest
+import tomlkit
 
 from fakes.hub import FakeHub, Fault, Repo
 from fakes.hub_models import entry, safetensors
-from lorapod.errors import BaseModelError, DiskError
+from lorapod.errors import BaseModelError, DiskError, FetchError
 from lorapod.models.fetch import Options, Progress, pull
 from lorapod.models.hub import RemoteFile
 from lorapod.models.store import Store
-from lorapod.models.transfer import FetchError, Patience
+from lorapod.models.transfer import Patience
 from lorapod.models.upkeep import verify
 from lorapod.workspace import Workspace
 
@@ -358,6 +361,28 @@ def test_two_processes_share_one_download(hub: FakeHub, toy: Repo, workspace: Wo
     assert [p.communicate(timeout=30)[0].strip() for p in both] == ["done", "done"]
     assert contents(workspace) == toy.files
     assert hub.sent_bytes == total(toy)
+
+
+def test_ctrl_c_ends_at_once_though_the_server_says_nothing(hub: FakeHub, toy: Repo, workspace: Workspace) -> None:
+    hub.faults[WEIGHTS] = [Fault("stall", 200_000)]
+    command = [sys.executable, "-m", "lorapod.cli.main", "--workspace", str(workspace.root), "models", "pull", "toy"]
+    (workspace.models / "entries").mkdir(parents=True)
+    text = tomlkit.dumps(json.loads(entry().model_dump_json(exclude_defaults=True, exclude_none=True)))
+    (workspace.models / "entries/toy.toml").write_text(text, encoding="utf-8")
+    env = {**os.environ, "HF_HUB_OFFLINE": "0"}
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # ignored where the tests run in the background
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env, preexec_fn=heed)
+    until(lambda: hub.stalled.is_set())
+    time.sleep(0.5)
+    asked = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert time.monotonic() - asked < 2, output
+    assert process.returncode == 130 and "goes on" in output
+    sent = hub.sent_bytes
+    hub.go_on.set()
+    pull(entry(), "builtin", workspace, None, QUICK)
+    assert contents(workspace) == toy.files and hub.sent_bytes - sent < total(toy) - 100_000, "what came was kept"
 
 
 def test_a_stop_ends_soon_and_keeps_what_came(hub: FakeHub, toy: Repo, workspace: Workspace) -> None:

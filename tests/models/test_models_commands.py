@@ -349,8 +349,9 @@ def test_space_counts_shared_files_once_and_says_what_would_go(hub: FakeHub, toy
 
 
 def test_unfinished_downloads_are_shown_and_can_go(hub: FakeHub, toy: Repo, workspace: Workspace) -> None:
+    from lorapod.errors import FetchError
     from lorapod.models.fetch import Options
-    from lorapod.models.transfer import FetchError, Patience
+    from lorapod.models.transfer import Patience
 
     hub.faults["weights-1.safetensors"] = [Fault("reset", 500_000), *(Fault("503") for _ in range(9))]
     with pytest.raises(FetchError):

@@ -7,6 +7,7 @@ import pytest
 
 from lorapod import recipe
 from lorapod.errors import RecipeError
+from lorapod.workspace import Workspace
 
 Write = Callable[..., Path]
 
@@ -73,3 +74,22 @@ def test_the_reference_has_every_key_with_type_default_and_description():
     assert "## `[[datasets]]`" in page
     turbo = page.partition("### `z-image-turbo`")[2]
     assert "| `previews.steps` | `9` |" in turbo
+
+
+@pytest.mark.parametrize(
+    ("entry", "steps"), [({"based_on": "z-image-turbo"}, 9), ({"based_on": "gone"}, 28), ({"based_on": "mine-too"}, 9)]
+)
+def test_an_added_base_model_gets_the_preset_of_its_base_else_of_its_family(
+    write: Write, tmp_path: Path, entry: dict[str, str], steps: int
+):
+    workspace = Workspace(tmp_path / "workspace")
+    entries = workspace.models / "entries"
+    entries.mkdir(parents=True)
+    lines = "".join(f"{key} = '{value}'\n" for key, value in ({"family": "z_image"} | entry).items())
+    (entries / "mine.toml").write_text(lines)
+    (entries / "mine-too.toml").write_text("family = 'z_image'\nbased_on = 'z-image-turbo'\n")
+    written = write(text=write().read_text().replace('"demo"', '"mine"'))
+    assert recipe.load(written, workspace=workspace).previews.steps == steps
+    assert "mine" in recipe.new("mine", tmp_path, workspace=workspace)
+    with pytest.raises(RecipeError):
+        recipe.load(written)

@@ -16,7 +16,7 @@ from lorapod.recipe import Recipe
 from lorapod.trainers.diffusion_pipe import render
 from lorapod.trainers.diffusion_pipe.interface import interface, problems
 from lorapod.trainers.locations import assumed_files
-from lorapod.trainers.rendering import RenderContext, Rendering, View
+from lorapod.trainers.rendering import RenderContext, Rendering, ResumePoint, View
 from lorapod.workspace import Workspace
 
 MODELS = [name for name, entry in catalogue().items() if "diffusion-pipe" in entry.trainers]
@@ -155,7 +155,9 @@ def test_targets_are_those_of_the_recipe(tmp_path: Path) -> None:
 
 def test_commands_name_the_gpus_the_port_and_what_to_go_on_with(tmp_path: Path) -> None:
     made = rendered(
-        "sdxl", tmp_path, {"devices": "2,3", "gpus": 2, "port": 29617, "resume": {"train": "20260101_00-00-00"}}
+        "sdxl",
+        tmp_path,
+        {"devices": "2,3", "gpus": 2, "port": 29617, "resume": {"train": ResumePoint("20260101_00-00-00")}},
     )
     cache, train = made.stages
     assert train.argv[:5] == [

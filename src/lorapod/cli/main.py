@@ -16,12 +16,12 @@ from lorapod.errors import LorapodError
 from lorapod.workspace import find_workspace
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "demo": ("lorapod.cli.demo:demo", "Train a LoRA on the packaged tiny model, on any CPU, in about a minute."),
+    "demo": ("lorapod.cli.demo:demo", "Train a LoRA on the packaged tiny model, on any CPU, in about two minutes."),
     "train": ("lorapod.cli.train:train", "Train a LoRA from a recipe, or go on with a run."),
     "recipe": ("lorapod.cli.recipe:app", "Make, show and check recipes."),
     "models": ("lorapod.cli.models:app", "List, fetch, verify and remove base models."),
-    "dataset": ("lorapod.cli.dataset:app", "Look at a dataset before it is trained on."),
     "trainers": ("lorapod.cli.trainers:app", "Install, check and remove external trainers."),
+    "dataset": ("lorapod.cli.dataset:app", "Look at a dataset before it is trained on."),
     "runs": ("lorapod.cli.runs:app", "List, watch and stop runs."),
     "sample": ("lorapod.cli.sample:sample", "Draw a grid of prompts by strengths with a trained LoRA."),
     "lora": ("lorapod.cli.lora:app", "Look into LoRA files, convert, shrink, merge and compare them."),

@@ -55,3 +55,14 @@ def media_progress(title: str) -> Iterator[Progress]:
     finally:
         if bar.live.is_started:
             bar.stop()
+
+
+@contextmanager
+def making_progress(title: str) -> Iterator[Progress]:
+    """As `media_progress`, for work that goes on when its command is run again, which is said where it is stopped."""
+    try:
+        with media_progress(title) as update:
+            yield update
+    except KeyboardInterrupt:
+        typer.echo("Stopped. Run the same command again to go on from here.", err=True)
+        raise

@@ -201,7 +201,13 @@ def _lines(entry: Entry, facts: dict[str, Any]) -> list[tuple[str, str]]:
 def _support(entry: Entry, trainer: str) -> list[str]:
     specs = entry.files_for(trainer)
     known = sum(spec.gigabytes or 0 for spec in specs)
-    size = f"about {known:.1f} GB" if all(s.gigabytes for s in specs) else f"more than {known:.1f} GB" if known else ""
+    size = (
+        f"about {known:.1f} GB"
+        if all(s.gigabytes for s in specs)
+        else f"more than {known:.1f} GB"
+        if known
+        else "size not known before it is asked for"
+    )
     return [size, entry.trainers[trainer].note]
 
 
@@ -393,6 +399,7 @@ def add_command(
 
     from lorapod.models.add import Source, add
     from lorapod.models.fetch import pull
+    from lorapod.models.upkeep import trainers_on_disk
 
     workspace: Workspace = context.obj
     console = Console(highlight=False)
@@ -403,8 +410,11 @@ def add_command(
     if all(spec.local is not None for spec in entry.files):
         pull(entry, None, workspace)  # makes links only
         _say_done(entry, None, workspace, console)
+    elif trainers_on_disk(entry, workspace):
+        _say_done(entry, None, workspace, console)  # what it has not is here with its base
     else:
-        console.print(f"Fetch it with: lorapod models pull {name}", markup=False)
+        what = "Fetch the rest" if entry.files[0].local else "Fetch it"
+        console.print(f"{what} with: lorapod models pull {name}", markup=False)
     if not entry.trainers:
         console.print(
             "No trainer can use it as it is: a single file needs --base for its text encoder and VAE.", markup=False

@@ -1,4 +1,4 @@
-"""`lorapod recipe`: write, show and check recipes."""
+"""`lorapod recipe`: write, show and check recipes, and render them for other trainers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from lorapod.errors import RecipeError, RequestError
+from lorapod.workspace import Workspace
 
 app = typer.Typer(
     help="Write, show and check recipes.", no_args_is_help=True, add_completion=False, rich_markup_mode=None
@@ -28,6 +29,7 @@ Overrides = Annotated[
 
 @app.command("new")
 def new_command(
+    context: typer.Context,
     model: Annotated[str, typer.Option("--model", help="Base model: a name, or a folder in diffusers layout.")],
     data: Annotated[Path, typer.Option("--data", help="Folder of pictures with their captions.")],
     trainer: Annotated[str, typer.Option("--trainer", help="What trains.")] = "builtin",
@@ -47,18 +49,23 @@ def new_command(
         raise RequestError(
             f"{out} is there already", "It was left as it is.", "Give another file, or --force to overwrite it."
         )
-    known = model in recipes.presets.names()
+    known = model in recipes.presets.names() or recipes.presets.is_added(model, _workspace(context))
     text = recipes.new(
         model if known or not Path(model).expanduser().is_dir() else _as_seen_from(Path(model), None).as_posix(),
         _as_seen_from(data, out),
         trainer,
         name,
+        _workspace(context),
     )
     if out is None:
         typer.echo(text, nl=False)
         return
     write_text_whole(out, text)
     typer.echo(f"Wrote {out}. Next: look through it, then `lorapod train {out}`.")
+
+
+def _workspace(context: typer.Context) -> Workspace | None:
+    return context.obj if isinstance(context.obj, Workspace) else None
 
 
 def _as_seen_from(folder: Path, recipe_file: Path | None) -> Path:
@@ -71,11 +78,11 @@ def _as_seen_from(folder: Path, recipe_file: Path | None) -> Path:
 
 
 @app.command("show")
-def show_command(file: RecipeFile, overrides: Overrides = None) -> None:
+def show_command(context: typer.Context, file: RecipeFile, overrides: Overrides = None) -> None:
     """Print the recipe with every value, as it would be trained."""
     from lorapod import recipe as recipes
 
-    text = recipes.dumps(recipes.load(file, overrides or ()))
+    text = recipes.dumps(recipes.load(file, overrides or (), workspace=_workspace(context)))
     if not sys.stdout.isatty():
         typer.echo(text, nl=False)
         return
@@ -87,11 +94,11 @@ def show_command(file: RecipeFile, overrides: Overrides = None) -> None:
 
 
 @app.command("check")
-def check_command(file: RecipeFile, overrides: Overrides = None) -> None:
+def check_command(context: typer.Context, file: RecipeFile, overrides: Overrides = None) -> None:
     """Check the recipe: one line if it is valid, else every problem with its line."""
     from lorapod import recipe as recipes
 
-    recipe = recipes.load(file, overrides or ())
+    recipe = recipes.load(file, overrides or (), workspace=_workspace(context))
     count = len(recipe.datasets)
     datasets = f"{count} dataset{'' if count == 1 else 's'}"
     training = recipe.training
@@ -120,7 +127,9 @@ def render_command(
     from lorapod.trainers.rendered import render_to
 
     chosen = [f"trainer={trainer}"] if trainer else []
-    recipe = recipes.load(file, [*(overrides or ()), *chosen])
+    recipe = recipes.load(
+        file, [*(overrides or ()), *chosen], check_paths=not assume_files, workspace=_workspace(context)
+    )
     written, notes = render_to(recipe, out, context.obj, assume_files=assume_files)
     for path in written:
         typer.echo(path)

@@ -64,9 +64,9 @@ def train(
             )
         recipe = _written_recipe(workspace, model, data, trainer, name)
         console.print(f"Recipe: {recipe}", soft_wrap=True, markup=False)
-    loaded = recipes.load(recipe, set_ or []) if recipe is not None else None
+    loaded = recipes.load(recipe, set_ or [], workspace=workspace) if recipe is not None else None
     if resume and loaded is None and set_:
-        loaded = recipes.load(find_run(run, workspace).recipe_file, set_)
+        loaded = recipes.load(find_run(run, workspace).recipe_file, set_, workspace=workspace)
         wanted = find_run(run, workspace)
         started = resume_run(wanted, workspace, loaded)
     elif resume:

@@ -32,6 +32,12 @@ Commit = Annotated[
 Python = Annotated[
     Path | None, typer.Option("--python", help="Interpreter to make the environment with.", show_default=False)
 ]
+Kind = Annotated[
+    str | None,
+    typer.Option(
+        "--torch", metavar="KIND", help="Kind of torch, as cu128 or cpu. [default: by the GPU]", show_default=False
+    ),
+]
 Mirror = Annotated[
     str | None,
     typer.Option("--mirror", metavar="URL", help="Where submodules are found as OWNER/NAME.", show_default=False),
@@ -57,7 +63,7 @@ def list_command(context: typer.Context) -> None:
     for name in installable():
         found, pin = read_installation(name, context.obj), pin_of(name)
         if found is None:
-            state = "not installed"
+            state = f"not installed (licence: {pin.licence})"
         elif not found.is_complete:
             state = f"broken off after: {', '.join(found.done) or 'nothing'}"
         else:
@@ -74,6 +80,7 @@ def install_command(
     commit: Commit = None,
     python: Python = None,
     mirror: Mirror = None,
+    kind: Kind = None,
     own: Annotated[
         Path | None,
         typer.Option("--use", metavar="FOLDER", help="Use a checkout of your own, as it is.", show_default=False),
@@ -87,7 +94,9 @@ def install_command(
         found = use(trainer, workspace, own, python)
         typer.echo(f"{name}: {found.home} is used with {found.python}; lorapod changes neither.")
         return
-    found = install(trainer, workspace, typer.echo, source=source, commit=commit, python=python, mirror=mirror)
+    found = install(
+        trainer, workspace, typer.echo, source=source, commit=commit, python=python, mirror=mirror, kind=kind
+    )
     typer.echo(f"{name}: installed at {found.commit[:12]} in {found.home}")
 
 
@@ -99,6 +108,7 @@ def update_command(
     commit: Commit = None,
     python: Python = None,
     mirror: Mirror = None,
+    kind: Kind = None,
 ) -> None:
     """Bring an installed trainer to the commit that this lorapod was made for; nothing happens where it is there."""
     from lorapod.trainers.installs import install, read_installation
@@ -117,7 +127,14 @@ def update_command(
         typer.echo(f"{name}: is at {wanted[:12]} already")
         return
     done = install(
-        trainer, workspace, typer.echo, source=source or found.source, commit=wanted, python=python, mirror=mirror
+        trainer,
+        workspace,
+        typer.echo,
+        source=source or found.source,
+        commit=wanted,
+        python=python,
+        mirror=mirror,
+        kind=kind,
     )
     typer.echo(f"{name}: now at {done.commit[:12]}")
 

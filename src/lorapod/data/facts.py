@@ -78,7 +78,8 @@ def _find_out(known_as: tuple[str, FileId]) -> Fact | Failure:
             return asdict(read_caption_file(file.path))
         return {**asdict(_probe(kind, file.path)), "sha256": sha256_of(file.path)}
     except CaptionError as error:
-        return Failure(f"{error.what}. {error.why.rstrip('.')}", error.remedy)
+        what = error.what.replace(str(file.path), file.path.name)  # It is beside the item that the failure is said of.
+        return Failure(f"{what}. {error.why.rstrip('.')}", error.remedy)
     except DatasetError as error:
         return Failure(error.why.rstrip("."), error.remedy)
     except OSError as error:

@@ -1,26 +1,28 @@
 """A dataset copied into a new folder, with what can be put right safely; and the other ways to make one from another.
 
-The originals are never touched, and a folder that holds anything is never written into. What is said of each file is
-what was done to it. Not put right: what needs a judgement, such as which of two twins is kept or a blurred picture.
+The originals are never touched. What is said of each file is what was done to it; captions, masks and control pictures
+are taken along. Work that was stopped goes on when it is asked for again. Not put right: what needs a judgement, such as
+which of two twins is kept or a blurred picture.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+from lorapod.data.buckets import Placement
+from lorapod.data.carry import CONTROL, carry
 from lorapod.data.checks import Checked
 from lorapod.data.facts import Progress
 from lorapod.data.look import Look
-from lorapod.data.names import shown
+from lorapod.data.making import NewFolder, copy_whole, free_name, renamed
 from lorapod.data.plan import TrainItem
 from lorapod.data.remake import Box, Made, placed, remake_clip, remake_picture
 from lorapod.data.scan import Item
-from lorapod.data.threads import in_order
-from lorapod.errors import DatasetError
-from lorapod.files import disk_error, write_text_whole
 
 SANE_PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 SANE_CLIPS = frozenset({".mp4", ".mkv", ".mov", ".webm"})
@@ -31,47 +33,28 @@ SHORTEST_SCENE = 0.5
 _CUT_MARGIN = 0.02
 
 
-def new_folder(out: Path) -> Path:
-    """The folder, made if it is not there. Raises DatasetError where it holds anything, DiskError where it can't be made."""
-    target = out.expanduser().absolute()
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        held = next(target.iterdir(), None)
-    except FileExistsError as error:
-        raise DatasetError(f"{shown(out)} is a file", "A folder is to be made there.", "Give another path.") from error
-    except OSError as error:
-        raise disk_error(error, target) from error
-    if held is not None:
-        raise DatasetError(
-            f"{shown(out)} is not empty",
-            f"It holds {shown(held.name)}, for example; nothing is ever overwritten.",
-            "Give a new folder, or empty that one.",
-        )
-    return target
-
-
 def fix_datasets(checked: Checked, out: Path, progress: Progress | None = None) -> list[Made]:
     """Copies what can be trained on into a new folder, put right: upright, in formats that all read, without black bars,
     clips split at cuts and at a constant frame rate. Several datasets become a sub-folder each.
 
     Raises:
-        DatasetError: The folder is not empty.
+        DatasetError: The folder holds anything but the same work unfinished, or an item changed meanwhile.
         DiskError: A file cannot be written.
     """
-    return _copies(checked, out, lambda item, target: _fixed(item, target, checked.looks.get(item.path)), progress)
+    return _copies(checked, out, "fix", lambda item, to: _fixed(item, to, checked.looks.get(item.path)), progress)
 
 
 def split_clips(checked: Checked, out: Path, progress: Progress | None = None) -> list[Made]:
     """Copies a dataset into a new folder, with every clip split where its scene changes. Raises as `fix_datasets`."""
 
-    def split(item: Item, target: Path) -> Made:
+    def split(item: Item, target: Path) -> _Made:
         look = checked.looks.get(item.path)
         scenes = _scenes(item, look)
         if len(scenes) < 2:
             return _copied(item, target)
         return _clip(item, target, scenes, None, item.fps, [_scenes_said(scenes)])
 
-    return _copies(checked, out, split, progress)
+    return _copies(checked, out, "split", split, progress)
 
 
 def resize(
@@ -93,7 +76,7 @@ def resize(
             if known is None or each.placement.bucket.width > known.placement.bucket.width:
                 places[each.item.path] = each
 
-    def resized(item: Item, target: Path) -> Made:
+    def resized(item: Item, target: Path) -> _Made:
         if longest_side is None:
             if item.path not in places:
                 return _copied(item, target)
@@ -110,23 +93,35 @@ def resize(
         else:
             target = target.with_suffix(target.suffix if target.suffix.lower() in (".jpg", ".jpeg") else ".png")
             remake_picture(item, target, placement)
-        return Made(item.path, (target,), (said,))
+        return Made(item.path, (target,), (said,)), placement
 
-    return _copies(checked, out, resized, progress)
+    sizes = (
+        longest_side or sha256(repr([(path, places[path].placement) for path in sorted(places)]).encode()).hexdigest()
+    )
+    return _copies(checked, out, {"resize": sizes}, resized, progress)
 
 
-def _copies(checked: Checked, out: Path, make: Callable[[Item, Path], Made], progress: Progress | None) -> list[Made]:
-    """Every item made into the new folder, with its caption beside each file that was made of it."""
-    root = new_folder(out)
-    work = list(_targets(checked, root))
-    made = []
-    for done, ((item, _), each) in enumerate(zip(work, in_order(lambda job: make(*job), work), strict=True), start=1):
-        for target in each.targets:
-            if item.caption is not None:
-                write_text_whole(target.with_suffix(".txt"), item.caption + "\n")
-        made.append(each)
-        if progress:
-            progress(done, len(work))
+_Made = tuple[Made, Placement | None]
+"""What became of an item, and how it was cropped and scaled; None where it was copied."""
+
+
+def _copies(
+    checked: Checked, out: Path, work: Any, make: Callable[[Item, Path], _Made], progress: Progress | None
+) -> list[Made]:
+    """Every item made into the new folder, with what lies beside it."""
+    sources = [found.folder for found in checked.scans]
+    folder = NewFolder(out, {"work": work, "folders": [str(each) for each in sources]}, sources)
+    jobs = list(_targets(checked, folder.root))
+    taken = {target.relative_to(folder.root).parts[0] for _, target in jobs}
+    controls = folder.root / next(name for name in (CONTROL, f"{CONTROL} pictures") if name not in taken)
+
+    def make_whole(item: Item, target: Path) -> Made:
+        made, placement = make(item, target)
+        said = carry(item, made.targets, controls, folder.root, placement)
+        return replace(made, what=(*made.what, *renamed(item, target), *said))
+
+    made = folder.make(jobs, make_whole, progress)
+    folder.finish()
     return made
 
 
@@ -142,14 +137,10 @@ def _targets(checked: Checked, root: Path) -> Iterable[tuple[Item, Path]]:
             seen.add(item.path)
             inner = item.path.relative_to(found.folder)
             base = root / found.folder.name / inner if several else root / inner
-            target, number = base, 2
-            while str(target.with_suffix("")).casefold() in taken:
-                target, number = base.with_stem(f"{base.stem} {number}"), number + 1
-            taken.add(str(target.with_suffix("")).casefold())
-            yield item, target
+            yield item, free_name(base, taken)
 
 
-def _fixed(item: Item, target: Path, look: Look | None) -> Made:
+def _fixed(item: Item, target: Path, look: Look | None) -> _Made:
     box = _without_bars(item, look)
     said = [f"bars trimmed to {box[2] - box[0]}x{box[3] - box[1]}"] if box else []
     if item.is_clip:
@@ -169,20 +160,22 @@ def _fixed(item: Item, target: Path, look: Look | None) -> Made:
         return _copied(item, target)
     # A picture that is written anew loses nothing in PNG; a JPEG would lose a little each time.
     target = target.with_suffix(".png")
-    remake_picture(item, target, placed(item, box))
-    return Made(item.path, (target,), tuple(said))
+    placement = placed(item, box)
+    remake_picture(item, target, placement)
+    return Made(item.path, (target,), tuple(said)), placement
 
 
 def _clip(
     item: Item, target: Path, scenes: Sequence[tuple[float, float]], box: Box | None, fps: float, said: Sequence[str]
-) -> Made:
+) -> _Made:
     targets = []
+    placement = placed(item, box)
     for number, scene in enumerate(scenes, start=1):
         name = f"{target.stem}-{number:02d}" if len(scenes) > 1 else target.stem
         path = target.with_name(f"{name}.mp4")
-        remake_clip(item, path, placed(item, box), scene, fps)
+        remake_clip(item, path, placement, scene, fps)
         targets.append(path)
-    return Made(item.path, tuple(targets), tuple(said))
+    return Made(item.path, tuple(targets), tuple(said)), placement
 
 
 def _scenes(item: Item, look: Look | None) -> list[tuple[float, float]]:
@@ -223,10 +216,6 @@ def is_turned(path: Path) -> bool:
         return False  # It was decoded before; what is wrong with its EXIF data does not turn it.
 
 
-def _copied(item: Item, target: Path) -> Made:
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(item.path, target)
-    except OSError as error:
-        raise disk_error(error, target) from error
-    return Made(item.path, (target,), ())
+def _copied(item: Item, target: Path) -> _Made:
+    copy_whole(item.path, target)
+    return Made(item.path, (target,), ()), None

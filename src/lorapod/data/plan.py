@@ -150,21 +150,17 @@ def plan_dataset(
     dataset: int = 0,
     cache: MediaCache | None = None,
     progress: Progress | None = None,
+    found: Scan | None = None,
 ) -> DatasetPlan:
     """The plan of one dataset, without the items that cannot be used: those are in `problems` with severity error.
+
+    Args:
+        found: What `scan_section` gave for this section, where it is known; the folder is looked at otherwise.
 
     Raises:
         DatasetError: The folder cannot be used, or no bucket fits a resolution or a number of frames.
     """
-    found = scan(
-        section.path,
-        section.recursive,
-        progress,
-        cache=cache,
-        masks=section.masks,
-        alpha_masks=section.alpha_masks,
-        control=section.control,
-    )
+    found = found or scan_section(section, cache, progress)
     places = [_Places(geometry.buckets(resolution)) for resolution in dict.fromkeys(section.resolutions)]
     problems = list(found.problems)
     usable: dict[Path, tuple[Item, list[Window | None]]] = {}
@@ -199,6 +195,19 @@ def plan_dataset(
                     train.append(each)
     unused = _unused(found, problems, usable)
     return DatasetPlan(train, validation, problems, [Unused(path, why) for path, why in unused.items()])
+
+
+def scan_section(section: DatasetSection, cache: MediaCache | None = None, progress: Progress | None = None) -> Scan:
+    """Looks at the folder of a recipe's dataset. Raises DatasetError as `scan`."""
+    return scan(
+        section.path,
+        section.recursive,
+        progress,
+        cache=cache,
+        masks=section.masks,
+        alpha_masks=section.alpha_masks,
+        control=section.control,
+    )
 
 
 class _Places:

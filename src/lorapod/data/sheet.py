@@ -173,6 +173,6 @@ def _encoded(picture: Image.Image) -> str:
 
 def _from(path: Path, folders: Sequence[Path]) -> str:
     for folder in folders:
-        if path != folder and path.is_relative_to(folder):
-            return shown(path.relative_to(folder))
+        if path.is_relative_to(folder):
+            return shown(path.relative_to(folder) if path != folder else folder.name)
     return shown(path)

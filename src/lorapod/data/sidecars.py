@@ -29,10 +29,10 @@ def match_captions(folder: Folder) -> tuple[dict[Path, FileId], list[Problem]]:
     A caption has its picture's name but for the extension. Where no name fits exactly, one that differs in upper and
     lower case alone is taken if it is the only one, as after a way through Windows.
     """
-    media = [(path.stem, path) for path in folder.paths(Kind.PICTURE, Kind.CLIP, Kind.UNREADABLE)]
+    media = [(_stem(path), path) for path in folder.paths(Kind.PICTURE, Kind.CLIP, Kind.UNREADABLE)]
     exact: dict[str, list[FileId]] = {}
     for file in sorted(folder.files[Kind.CAPTION], key=lambda file: _rank(file.path)):
-        exact.setdefault(file.path.stem, []).append(file)
+        exact.setdefault(_stem(file.path), []).append(file)
     loose: dict[str, list[FileId]] = {}
     for stem in exact.keys() - {stem for stem, _ in media}:
         loose.setdefault(stem.casefold(), []).extend(exact[stem])
@@ -61,8 +61,13 @@ def match_captions(folder: Folder) -> tuple[dict[Path, FileId], list[Problem]]:
     return found, problems
 
 
+def _stem(path: Path) -> str:
+    """`path.stem` of a file that has an extension, in a third of the time, which tells among a hundred thousand."""
+    return path.name.rpartition(".")[0]
+
+
 def _rank(path: Path) -> int:
-    return CAPTION_EXTENSIONS.index(path.suffix.lower())
+    return CAPTION_EXTENSIONS.index("." + path.name.rpartition(".")[2].lower())
 
 
 def _orphan(path: Path) -> Problem:
@@ -77,7 +82,7 @@ def _orphan(path: Path) -> Problem:
 def take_mask_labels(folder: Folder) -> tuple[dict[Path, FileId], list[Problem]]:
     """Masks that lie beside their pictures by OneTrainer's names; they are taken out of the folder's pictures."""
     pictures = folder.files[Kind.PICTURE]
-    labels = [file for file in pictures if file.path.stem.endswith(MASK_LABEL)]
+    labels = [file for file in pictures if MASK_LABEL in file.path.name and file.path.stem.endswith(MASK_LABEL)]
     if not labels:
         return {}, []
     by_stem: dict[str, list[Path]] = {}

@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lorapod.engine.families import Family, NamesLayers
+from lorapod.engine.weights import StoredWeights
 from lorapod.errors import AdapterError
 from lorapod.recipe.schema import AdapterSection
 
@@ -160,15 +161,14 @@ def merge(denoiser: nn.Module, family: Family, path: Path, strength: float) -> N
 
 
 @torch.no_grad()
-def restore(denoiser: nn.Module, family: Family, path: Path, folder: Path) -> None:
-    """Puts back the weights, as they are in the safetensors files of `folder`, of the layers that `path` was merged into."""
+def restore(denoiser: nn.Module, family: Family, path: Path, stored: StoredWeights) -> None:
+    """Puts back the weights, as they are on disk, of the layers that `path` was merged into."""
     tensors, _ = read_lora(path, family)
-    wanted = {f"{name[:-2]}.weight" for name in tensors if name.endswith(".B")}
     modules = _plain_layers(denoiser)
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as weights:
-            for key in wanted.intersection(weights.keys()):
-                modules[key.removesuffix(".weight")].weight.copy_(weights.get_tensor(key))
+    with stored:
+        for module in (name[:-2] for name in tensors if name.endswith(".B")):
+            weight = modules[module].weight
+            weight.copy_(stored.read(f"{module}.weight", weight))
 
 
 def _plain_layers(denoiser: nn.Module) -> dict[str, nn.Module]:

@@ -25,11 +25,12 @@ from lorapod.engine.checkpoint import Place, checkpoints_in, load_checkpoint, re
 from lorapod.engine.evaluate import Evaluation, loss_of
 from lorapod.engine.experts import adapter_copy, drop_frozen, file_for, free_memory, lent, sample_in_turns, take_frozen
 from lorapod.engine.export import write_lora
-from lorapod.engine.families import Expert, WeighsBySnr
+from lorapod.engine.families import Expert, ReadsSingleFiles, WeighsBySnr
 from lorapod.engine.job import Job
 from lorapod.engine.optimizers import build_optimizer, rate_at, weights_for_use
 from lorapod.engine.output import emit
 from lorapod.engine.previews import Previews
+from lorapod.engine.weights import stored_weights
 from lorapod.errors import NonFiniteLossError
 
 REPORT_SECONDS = 0.25
@@ -170,8 +171,10 @@ class Training:
         if not self.job.training_adapter:
             yield
             return
-        folder = self.job.base.folder / self.expert.component
-        adapters.restore(self.denoiser, self.job.family, self.job.training_adapter, folder)
+        family = self.job.family
+        naming = family.denoiser_naming() if isinstance(family, ReadsSingleFiles) else None
+        stored = stored_weights(self.job.base, self.expert.component, naming)
+        adapters.restore(self.denoiser, family, self.job.training_adapter, stored)
         try:
             yield
         finally:

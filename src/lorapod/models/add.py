@@ -59,7 +59,7 @@ def add(name: str, family: str, source: Source, workspace: Workspace, based_on: 
         raise BaseModelError(
             f"No family is called {family!r}", f"There are {', '.join(FAMILIES)}.", "Choose one of them."
         )
-    base = _base(family, based_on)
+    base = _base(family, based_on, workspace)
     spec = _spec(source, family)
     entry = _entry(name, family, spec, base)
     _look_at(entry, spec, base)
@@ -90,12 +90,13 @@ def _check_name(name: str, workspace: Workspace) -> None:
         )
 
 
-def _base(family: str, based_on: str | None) -> Entry | None:
+def _base(family: str, based_on: str | None, workspace: Workspace) -> Entry | None:
     if based_on is None:
         return None
-    base = catalogue().get(based_on)
+    known = entries(workspace)
+    base = known.get(based_on)
     if base is None or base.family != family:
-        fitting = [e.name for e in catalogue().values() if e.family == family]
+        fitting = [e.name for e in known.values() if e.family == family]
         raise BaseModelError(
             f"{based_on} is not a base model of the family {family}",
             f"Of that family the catalogue has {', '.join(fitting)}.",
@@ -163,13 +164,17 @@ def _entry(name: str, family: str, spec: FileSpec, base: Entry | None) -> Entry:
     files: tuple[FileSpec, ...] = (spec,)
     trainers: dict[str, Any] = {}
     if spec.layout is Layout.SINGLE_FILES and base is not None:
-        files += tuple(f for f in base.files if f.layout is not Layout.DIFFUSERS and f.part != spec.part)
+        rest = tuple(f for f in base.files if _serves(f) and f.part != spec.part)
+        files += rest
         for trainer, support in base.trainers.items():
-            if not any(need.startswith("diffusers/") for need in support.needs):
+            needed = base.files_for(trainer)
+            if all(f in rest or (f.layout, f.part) == (spec.layout, spec.part) for f in needed):
                 trainers[trainer] = support
     elif spec.layout is Layout.DIFFUSERS and family in FAMILY_OF_PIPELINE.values():
         trainers["builtin"] = {"needs": ("diffusers/*",)}
-    keep = ("geometry", "text_tokens", "lora_targets", "timesteps", "shapes", "parameters", "modality")
+    keep = (
+        "geometry", "text_tokens", "text_tokens_around", "lora_targets", "timesteps", "shapes", "parameters", "modality",
+    )  # fmt: skip
     shared = {k: getattr(base, k) for k in keep} if base else {"modality": "clip" if family == "wan" else "picture"}
     return Entry(
         name=name,
@@ -185,6 +190,11 @@ def _entry(name: str, family: str, spec: FileSpec, base: Entry | None) -> Entry:
         own=True,
         **shared,
     )
+
+
+def _serves(file: FileSpec) -> bool:
+    """Whether a file of a base model serves for a fine-tune that has a denoiser of its own."""
+    return file.layout is not Layout.DIFFUSERS or file.part == "config"
 
 
 def _look_at(entry: Entry, spec: FileSpec, base: Entry | None) -> None:

@@ -1,7 +1,9 @@
-"""A base model on disk, in diffusers layout: found, checked for completeness, fingerprinted.
+"""A base model on disk: found, checked for completeness, fingerprinted.
 
-Nothing is loaded here; weights are only looked at through their safetensors headers. `find_files` gives the files that a
-trainer needs as they were pulled; `find_base_model` a base model for the built-in engine, which reads diffusers folders.
+`find_base_model` finds one for the built-in engine, which wants the configuration, tokenizer and scheduler of a diffusers
+folder, and the weights of each component either beside them or in a single file as ComfyUI ships it. `find_files` gives
+the files that another trainer needs, as they were pulled. Nothing is loaded here; weights are only looked at through
+their safetensors headers.
 """
 
 from __future__ import annotations
@@ -9,8 +11,8 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from lorapod.errors import BaseModelError
 from lorapod.files import is_whole_safetensors
 from lorapod.models.catalogue import Entry, Layout, entries
 from lorapod.models.store import Store
+from lorapod.models.weights import check_shapes
 from lorapod.recipe.schema import BaseModelSection
 from lorapod.workspace import Workspace
 
@@ -40,6 +43,10 @@ _WEIGHTLESS = {
 }
 """Components without weights, and the file that each must have."""
 
+NOT_COMPONENTS = frozenset({"training_adapter"})
+"""Parts of single files that are not loaded as components of a base model."""
+
+_INDEX = ".safetensors.index.json"
 _SAMPLED_BYTES = 1 << 16
 _SAMPLES = 64
 
@@ -51,33 +58,53 @@ class BaseModel:
     Attributes:
         name: Name of the catalogue, or of the folder.
         family: Architecture, as in `z_image`.
-        folder: Folder in diffusers layout.
+        folder: Folder in diffusers layout, with weights for what `single_files` does not name.
         expert: `high` or `low` where the name is that of one expert of a base model with two.
+        single_files: Component to the file that its weights are in.
     """
 
     name: str
     family: str
     folder: Path
     expert: str = ""
+    single_files: Mapping[str, Path] = field(default_factory=dict, hash=False)
+
+    def weights(self, component: str) -> list[Path]:
+        """The files that hold a component's weights; empty for one without."""
+        if component in self.single_files:
+            return [self.single_files[component]]
+        return weight_files(self.folder / component)
 
     def fingerprint(self, component: str) -> str:
-        """SHA-256 of a component, as hex: its small files, and names, sizes and 64 spread samples of its weight files.
+        """SHA-256 of a component, as hex: its small files, and sizes and 64 spread samples of its weight files.
 
         It tells models apart in well under a second even where the files are tens of gigabytes; it is no proof against
-        somebody who wants two models to look alike.
+        somebody who wants two models to look alike. Where the files are, and what weights are called, does not count.
         """
         digest = hashlib.sha256()
-        for path in sorted((self.folder / component).glob("*.safetensors")):
+        for path in self.weights(component):
             size = path.stat().st_size
-            digest.update(f"{path.name} {size}\n".encode())
+            digest.update(f"{size}\n".encode())
             with path.open("rb") as file:
                 for i in range(_SAMPLES):
                     file.seek(max(0, (size - _SAMPLED_BYTES) * i // (_SAMPLES - 1)))
                     digest.update(file.read(_SAMPLED_BYTES))
         for path in sorted((self.folder / component).glob("*")):
-            if path.suffix in (".json", ".jinja", ".txt", ".model"):
+            if path.suffix in (".json", ".jinja", ".txt", ".model") and not path.name.endswith(_INDEX):
                 digest.update(path.name.encode() + path.read_bytes())
         return digest.hexdigest()
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weights of a component's folder, as diffusers and transformers choose them: what the index lists, else the one
+    file of the usual name, else all there are."""
+    for stem in ("diffusion_pytorch_model", "model"):
+        index = folder / f"{stem}{_INDEX}"
+        if index.is_file():
+            return [folder / name for name in sorted(set(_read_json(index).get("weight_map", {}).values()))]
+        if (plain := folder / f"{stem}.safetensors").is_file():
+            return [plain]
+    return sorted(folder.glob("*.safetensors"))
 
 
 def find_base_model(name: str, workspace: Workspace) -> BaseModel:
@@ -92,11 +119,19 @@ def find_base_model(name: str, workspace: Workspace) -> BaseModel:
         raise unknown(name, known)
     if entry is not None and entry.family not in FAMILY_OF_PIPELINE.values():
         raise _cannot_train(f"{entry.title} cannot be trained by the built-in engine yet", entry.family)
-    whole, expert = _whole_of(entry, known) if entry else (None, "")
-    folder = _folder_of(whole, workspace) if whole else Path(name).expanduser()
+    if entry is None:
+        place = Path(name).expanduser()
+        if not place.is_dir():
+            raise _not_there(name, None, place)
+        return BaseModel(place.name, _check(place, None, {}), place)
+    if entry.own:
+        entry.files_for("builtin")  # a single file without a base has nothing to train it with
+    whole, expert = _whole_of(entry, known)
+    folder = _folder_of(whole, known, workspace)
     if not folder.is_dir():
         raise _not_there(name, whole, folder)
-    return BaseModel(name if entry else folder.name, _check(folder, whole), folder, expert)
+    single_files = _single_files_of(whole, folder, known, workspace)
+    return BaseModel(name, _check(folder, whole, single_files), folder, expert, single_files)
 
 
 def find_training_adapter(section: BaseModelSection, workspace: Workspace) -> Path | None:
@@ -117,10 +152,8 @@ def find_training_adapter(section: BaseModelSection, workspace: Workspace) -> Pa
             'The recipe says `base_model.training_adapter = "catalogue"`.',
             'Give the path of a LoRA file, or "none".',
         )
-    for file in store.record(name).files:
-        place = store.folder(name, file.layout) / file.target
-        if file.part == "training_adapter" and place.is_file():
-            return place
+    if place := _single_file(entry, "training_adapter", entries(workspace), store):
+        return place
     raise BaseModelError(
         f"The training adapter of {name} is not on this machine",
         "Without it training wears the distillation of the base model away.",
@@ -174,13 +207,72 @@ def _whole_of(entry: Entry, known: dict[str, Entry]) -> tuple[Entry, str]:
     return (known[name], expert) if expert in ("high", "low") and name in known else (entry, "")
 
 
-def _folder_of(entry: Entry, workspace: Workspace) -> Path:
+def _lineage(entry: Entry, known: dict[str, Entry]) -> list[Entry]:
+    """An entry and what it is a fine-tune of, nearest first: the files of those serve for what is not its own."""
+    found = [entry]
+    while (base := known.get(found[-1].based_on or "")) and base not in found:
+        found.append(base)
+    return found
+
+
+def _folder_of(entry: Entry, known: dict[str, Entry], workspace: Workspace) -> Path:
+    """The folder in diffusers layout, of weights too or of configuration alone; where it would be if there is none."""
     if entry.packaged:
         return Path(str(resources.files("lorapod") / entry.packaged))
-    by_hand = workspace.models / entry.name
-    if (by_hand / "model_index.json").is_file():
-        return by_hand
-    return Store(workspace).folder(entry.name, Layout.DIFFUSERS)
+    store = Store(workspace)
+    places = [
+        place
+        for each in _lineage(entry, known)
+        for place in (workspace.models / each.name, store.folder(each.name, Layout.DIFFUSERS))
+    ]
+    return next((place for place in places if (place / "model_index.json").is_file()), places[1])
+
+
+def _single_files_of(entry: Entry, folder: Path, known: dict[str, Entry], workspace: Workspace) -> dict[str, Path]:
+    """The components whose weights are in single files, of those that the built-in engine takes from such.
+
+    A file that is not there is left out where the folder has the weights, as one put there by hand has.
+
+    Raises:
+        BaseModelError: A single file is not one of this base model.
+    """
+    support, store = entry.trainers.get("builtin"), Store(workspace)
+    if support is None or folder == workspace.models / entry.name:
+        return {}
+    found: dict[str, Path] = {}
+    for spec in (spec for need in support.needs for spec in entry.matching(need)):
+        component = spec.part
+        if spec.layout is not Layout.SINGLE_FILES or component in NOT_COMPONENTS:
+            continue
+        place = _single_file(entry, component, known, store)
+        if place is None and spec.local is not None:
+            raise BaseModelError(
+                f"The {component.replace('_', ' ')} of {entry.name} is not there any more",
+                f"It was added from {spec.local}.",
+                "Put it back, or add the base model again.",
+            )
+        if place is None and not weight_files(folder / component):
+            raise _incomplete(folder, entry, [f"the single file of the {component.replace('_', ' ')}"])
+        if place is not None:
+            if is_whole_safetensors(place):
+                check_shapes(entry, Layout.SINGLE_FILES, component, [place])
+            found[component] = place
+    return found
+
+
+def _single_file(entry: Entry, part: str, known: dict[str, Entry], store: Store) -> Path | None:
+    """Where a single file of an entry is: the person's own, else one that was pulled for it or for what it is based on."""
+    spec = entry.matching(f"{Layout.SINGLE_FILES}/{part}")[0]
+    if spec.local is not None:
+        return spec.local if spec.local.is_file() else None
+    for each in _lineage(entry, known):
+        if spec not in each.files:
+            continue
+        for file in store.record(each.name).files:
+            place = store.folder(each.name, file.layout) / file.target
+            if (file.layout, file.part) == (spec.layout, part) and place.is_file():
+                return place
+    return None
 
 
 def _not_there(name: str, entry: Entry | None, folder: Path) -> BaseModelError:
@@ -200,8 +292,8 @@ def _cannot_train(what: str, family: str) -> BaseModelError:
     return BaseModelError(what, f"It is of the family {family}.", f"Use a base model of one of these families: {can}.")
 
 
-def _check(folder: Path, entry: Entry | None) -> str:
-    """Family of the complete model in `folder`, which is of `entry` if that is given."""
+def _check(folder: Path, entry: Entry | None, single_files: Mapping[str, Path]) -> str:
+    """Family of the complete model in `folder` and `single_files`, which is of `entry` if that is given."""
     index_file = folder / "model_index.json"
     if not index_file.is_file():
         raise BaseModelError(
@@ -224,16 +316,20 @@ def _check(folder: Path, entry: Entry | None) -> str:
             f"{entry.name} is an entry of {entry.family}.",
             "Remove the entry and add it again with the right --family.",
         )
-    missing = [part for part, spec in _components(index) for part in _missing(folder, part, spec)]
+    missing = [p for part, spec in _components(index) for p in _missing(folder, part, spec, single_files.get(part))]
     if missing:
-        raise BaseModelError(
-            f"The base model in {folder} is not complete",
-            "Missing or damaged: " + ", ".join(missing) + ".",
-            f"Run `lorapod models pull {entry.name}`; what is whole is kept."
-            if entry and not entry.packaged
-            else "Fetch it again; files that are already whole are kept by the download tools.",
-        )
+        raise _incomplete(folder, entry, missing)
     return family
+
+
+def _incomplete(folder: Path, entry: Entry | None, missing: list[str]) -> BaseModelError:
+    return BaseModelError(
+        f"The base model in {folder} is not complete",
+        "Missing or damaged: " + ", ".join(missing) + ".",
+        f"Run `lorapod models pull {entry.name}`; what is whole is kept."
+        if entry and not entry.packaged
+        else "Fetch it again; files that are already whole are kept by the download tools.",
+    )
 
 
 def family_of_folder(folder: Path) -> str | None:
@@ -251,7 +347,7 @@ def _components(index: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield part, str(spec[1])
 
 
-def _missing(folder: Path, part: str, class_name: str) -> Iterator[str]:
+def _missing(folder: Path, part: str, class_name: str, single_file: Path | None) -> Iterator[str]:
     place = folder / part
     if not place.is_dir():
         yield f"{part}/"
@@ -276,6 +372,10 @@ def _missing(folder: Path, part: str, class_name: str) -> Iterator[str]:
                 f"model_index.json names {class_name}, but transformer/config.json is a {found}.",
                 "Fetch the model again, or fix the folder that was put there by hand.",
             )
+    if single_file is not None:
+        if not is_whole_safetensors(single_file):
+            yield f"{single_file} (cut off)"
+        return
     indexes = sorted(place.glob("*.safetensors.index.json"))
     wanted = {name for i in indexes for name in _read_json(i).get("weight_map", {}).values()}
     files = {p.name for p in place.glob("*.safetensors")}

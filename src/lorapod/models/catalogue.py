@@ -154,7 +154,8 @@ class Entry(_Table):
     files: tuple[FileSpec, ...] = ()
     trainers: dict[str, TrainerSupport] = {}
     geometry: Geometry | None = None
-    text_tokens: int | None = None
+    text_tokens: int | None = Field(None, description="Tokens that its text encoder reads at most.")
+    text_tokens_around: int = Field(0, description="Those of them that the family puts around a caption.")
     lora_targets: tuple[str, ...] = ()
     timesteps: tuple[float, float] | None = Field(None, description="Range of s of an expert; s = 1 is pure noise.")
     memory: tuple[Memory, ...] = ()

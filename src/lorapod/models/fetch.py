@@ -13,7 +13,7 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lorapod.errors import BaseModelError
+from lorapod.errors import BaseModelError, FetchError
 from lorapod.files import disk_error, sha256_of, sync_folder
 from lorapod.models.catalogue import Entry, Layout
 from lorapod.models.hub import RemoteFile, Sources, gated_error
@@ -21,7 +21,7 @@ from lorapod.models.parts import Part, bytes_there, locked
 from lorapod.models.pickles import open_weights
 from lorapod.models.plan import Plan, PlannedFile, check_space, make_plan, part_name
 from lorapod.models.store import FileRecord, Record, Store
-from lorapod.models.transfer import ChangedError, FetchError, Patience, Watcher, transfer
+from lorapod.models.transfer import ChangedError, Patience, Watcher, transfer
 from lorapod.models.web import RefusedError
 from lorapod.models.weights import check_shapes
 from lorapod.workspace import Workspace

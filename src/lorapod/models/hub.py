@@ -20,9 +20,9 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
-from lorapod.errors import BaseModelError
+from lorapod.errors import BaseModelError, FetchError
 from lorapod.models.catalogue import Entry, FileSpec, Layout, inside
-from lorapod.models.transfer import FetchError, Patience
+from lorapod.models.transfer import Patience
 from lorapod.models.web import Address, Client, RefusedError, WebError, get_range, retry_after
 
 _COMFYUI_FOLDERS = {

@@ -13,10 +13,10 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
-from lorapod.errors import LorapodError
+from lorapod.errors import FetchError
 from lorapod.files import disk_error
 from lorapod.models.parts import SEGMENT_BYTES, Part
 from lorapod.models.web import Address, Answer, Client, RefusedError, WebError, get_range
@@ -24,12 +24,10 @@ from lorapod.models.web import Address, Answer, Client, RefusedError, WebError, 
 _READ_BYTES = 1 << 18
 _BYTES_A_CONNECTION = 24 << 20
 _RANGES_IGNORED = 4
+_STOP_SECONDS = 0.25
+"""How soon a stop is noticed while connections wait for bytes."""
 _WORTH_TELLING_SECONDS = 5.0
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
-
-
-class FetchError(LorapodError):
-    """A file could not be fetched; what has arrived is kept."""
 
 
 class ChangedError(Exception):
@@ -88,10 +86,16 @@ def transfer(
         hashed = pool.submit(part.digest, algorithm, job.is_over)
         workers = [pool.submit(job.work, count) for _ in range(count)]
         try:
-            for worker in workers:
-                worker.result()
+            waiting = set(workers)
+            while waiting:
+                done, waiting = wait(waiting, _STOP_SECONDS, FIRST_EXCEPTION)
+                for worker in done:
+                    worker.result()
+                if job.is_over():
+                    job.abort()
         except BaseException:
             job.over.set()
+            job.abort()
             raise
         if job.stop.is_set():
             job.over.set()
@@ -110,13 +114,20 @@ class _Transfer:
         self.not_before = 0.0
         self.ignored_ranges = 0
         self.one_reads_all = threading.Lock()
+        self.clients: list[Client] = []
 
     def is_over(self) -> bool:
         return self.over.is_set() or self.stop.is_set()
 
+    def abort(self) -> None:
+        """Ends what connections wait for, however long a server is silent."""
+        for client in list(self.clients):
+            client.abort()
+
     def work(self, connections: int) -> None:
         """One of so many connections: takes stretches until none is left."""
         client = Client()
+        self.clients.append(client)
         share = self.part.size if connections == 1 else self.part.size // (4 * connections)
         segment = max(self.part.block, min(SEGMENT_BYTES, share))
         try:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorapod.errors import BaseModelError, LorapodError
+from lorapod.models.base_model import find_base_model
 from lorapod.models.catalogue import Entry, Layout
 from lorapod.models.fetch import check_component, component_of
 from lorapod.models.parts import is_locked
@@ -181,12 +182,21 @@ def trainers_on_disk(entry: Entry, workspace: Workspace) -> list[str]:
         return ["builtin"]
     store = Store(workspace)
     there = {(f.layout, f.part) for f in store.record(entry.name).files if store.place(f).is_file()}
-    ready = []
-    for trainer in entry.trainers:
-        by_hand = trainer == "builtin" and (workspace.models / entry.name / "model_index.json").is_file()
-        if by_hand or all((s.layout, s.part) in there for s in entry.files_for(trainer)):
-            ready.append(trainer)
-    return ready
+    return [
+        trainer
+        for trainer in entry.trainers
+        if all((s.layout, s.part) in there for s in entry.files_for(trainer))
+        or (trainer == "builtin" and _is_found(entry.name, workspace))
+    ]
+
+
+def _is_found(name: str, workspace: Workspace) -> bool:
+    """Whether the built-in engine finds a base model: pulled, put there by hand, or with what it is based on."""
+    try:
+        find_base_model(name, workspace)
+    except BaseModelError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,11 @@ which may hold a signature.
 from __future__ import annotations
 
 import http.client
+import socket
 import ssl
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from functools import cache
@@ -81,11 +83,18 @@ class Client:
     def __init__(self) -> None:
         self._connection: http.client.HTTPConnection | None = None
         self._host: tuple[str, str] | None = None
+        self._socket: socket.socket | None = None
+
+    def abort(self) -> None:
+        """Makes a call that waits for this connection's bytes end at once, from another thread."""
+        if self._socket is not None:
+            with suppress(OSError):  # it is closed already
+                self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         if self._connection is not None:
             self._connection.close()
-        self._connection, self._host = None, None
+        self._connection, self._host, self._socket = None, None, None
 
     def get(self, url: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
         """One answer, with its body still to be read; redirects are not followed.
@@ -113,6 +122,7 @@ class Client:
             target = f"http://{parts.netloc}{target}"
         common = {"User-Agent": f"lorapod/{__version__}", "Accept-Encoding": "identity"}
         self._connection.request("GET", target or "/", headers={**common, **headers})
+        self._socket = self._connection.sock  # an answer that ends the connection keeps it to itself
         return self._connection.getresponse()
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from lorapod.errors import BaseModelError
 from lorapod.models.catalogue import Entry, Layout, Shapes
@@ -15,27 +17,62 @@ _SCALES = ("scale_weight", "scale_input", "weight_scale", "input_scale", "scaled
 _MOST_HEADER = 100 << 20
 
 
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of a safetensors file.
+
+    Attributes:
+        dtype: As the header calls it: `BF16`, `F32`, `F8_E4M3`, ...
+        start: Offset of its first byte in the file.
+        size: Bytes.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    size: int
+
+
+def stored_tensors(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of a safetensors file by the names that it gives them, from its header.
+
+    Raises:
+        BaseModelError: It cannot be read, is not a safetensors file, or is cut off.
+    """
+    try:
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(size - 8, _MOST_HEADER):
+                raise _not_safetensors(path, "its header is not there or is cut off")
+            text = file.read(length)
+    except OSError as error:
+        raise BaseModelError(f"Cannot read {path}", error.strerror or str(error), "Fetch it again.") from error
+    try:
+        header = json.loads(text)
+        tensors = {name: _stored(spec, 8 + length) for name, spec in header.items() if name != "__metadata__"}
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise _not_safetensors(path, "its header cannot be read") from error
+    end = max((tensor.start + tensor.size for tensor in tensors.values()), default=8 + length)
+    if size != end:
+        raise _not_safetensors(path, f"it has {size} bytes in place of {end}")
+    return tensors
+
+
+def _stored(spec: dict[str, Any], base: int) -> StoredTensor:
+    start, end = (int(offset) for offset in spec["data_offsets"])
+    if not 0 <= start <= end:
+        raise ValueError("offsets that go back")
+    return StoredTensor(str(spec["dtype"]), tuple(int(n) for n in spec["shape"]), base + start, end - start)
+
+
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a safetensors file's tensors, without the prefixes that ComfyUI's files may have.
 
     Raises:
         BaseModelError: It is not a safetensors file, or it is cut off.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, _MOST_HEADER):
-            raise _not_safetensors(path, "its header is not there or is cut off")
-        try:
-            header = json.loads(file.read(length))
-            tensors = {k: v for k, v in header.items() if k != "__metadata__"}
-            end = max((int(v["data_offsets"][1]) for v in tensors.values()), default=0)
-            shapes = {_plain(k): tuple(int(n) for n in v["shape"]) for k, v in tensors.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise _not_safetensors(path, "its header cannot be read") from error
-    if size != 8 + length + end:
-        raise _not_safetensors(path, f"it has {size} bytes in place of {8 + length + end}")
-    return shapes
+    return {_plain(name): tensor.shape for name, tensor in stored_tensors(path).items()}
 
 
 def _plain(name: str) -> str:

@@ -131,6 +131,8 @@ def type_text(annotation: Any, metadata: Sequence[Any] = (), *, several: bool = 
     if get_origin(annotation) is tuple:
         elements = get_args(annotation)
         return f"a list of {len(elements)} {type_text(elements[0], several=True)}"
+    if get_origin(annotation) is dict:
+        return "tables"
     if isinstance(annotation, type):
         if issubclass(annotation, Section):
             return "tables" if several else "a table"

@@ -25,18 +25,22 @@ from lorapod.recipe import presets, problems
 from lorapod.recipe.locate import KeyPath, Locations, dotted, locate
 from lorapod.recipe.problems import Problem, Source
 from lorapod.recipe.schema import Recipe
+from lorapod.workspace import Workspace
 
 _LARGEST_FILE = 1_000_000
 """Bytes; what is larger is not a recipe but a mistyped path to a model or a picture."""
 
 
-def load(path: Path, overrides: Sequence[str] = (), *, check_paths: bool = True) -> Recipe:
+def load(
+    path: Path, overrides: Sequence[str] = (), *, check_paths: bool = True, workspace: Workspace | None = None
+) -> Recipe:
     """The recipe in a TOML file, complete and checked, with absolute paths.
 
     Args:
         path: The recipe's file; relative paths in it and in the overrides start at its folder.
         overrides: `a.b=c` each, as given to `--set`.
         check_paths: Refuse datasets and files that do not exist. False is for reading the recipe of an old run.
+        workspace: Whose added base models get presets too. None is for a recipe that has every value, as that of a run.
 
     Raises:
         RecipeError: It cannot be read or is not valid; all problems are listed, each with its line.
@@ -47,8 +51,8 @@ def load(path: Path, overrides: Sequence[str] = (), *, check_paths: bool = True)
     given = [changes.parse(override) for override in overrides]
     changes.apply(raw, given)
     source = Source(str(path), locations, {override.path: override.text for override in given})
-    found = _make_paths_absolute(raw, path.expanduser().absolute().parent, check_paths)
-    filled = presets.fill(raw)
+    found = _make_paths_absolute(raw, path.expanduser().absolute().parent, check_paths, workspace)
+    filled = presets.fill(raw, workspace)
     try:
         # Through JSON, because there alone "strict" means what it means in TOML: enums and paths are texts, but a
         # text is not a number, and `true` is not 1.
@@ -157,7 +161,7 @@ def _not_json(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} is not TOML")
 
 
-def _make_paths_absolute(raw: dict[str, Any], folder: Path, check: bool) -> list[Problem]:
+def _make_paths_absolute(raw: dict[str, Any], folder: Path, check: bool, workspace: Workspace | None) -> list[Problem]:
     """Makes the relative paths in `raw` absolute, from `folder`, and says which of them do not exist."""
     found: list[Problem] = []
 
@@ -174,7 +178,8 @@ def _make_paths_absolute(raw: dict[str, Any], folder: Path, check: bool) -> list
             found.append(Problem(path, f"`{dotted(path)}`: {wrong}"))
 
     model = raw.get("base_model")
-    if isinstance(model, dict) and isinstance(model.get("name"), str) and _is_folder_name(model["name"], folder):
+    name = model.get("name") if isinstance(model, dict) else None
+    if isinstance(name, str) and not presets.is_added(name, workspace) and _is_folder_name(name, folder):
         resolve(model, "name", ("base_model", "name"), wants_folder=True)
     if not isinstance(model, dict) or model.get("training_adapter") not in ("none", "catalogue"):
         resolve(model, "training_adapter", ("base_model", "training_adapter"), wants_folder=False)

@@ -22,6 +22,7 @@ from typing import Any
 import tomlkit
 
 from lorapod.recipe.overrides import ALTERNATIVES
+from lorapod.workspace import Workspace
 
 
 @cache
@@ -53,15 +54,44 @@ def values(name: str) -> dict[str, Any]:
     return merge(values(base), preset) if base else merge({}, preset)
 
 
-def preset_for(base_model: str) -> dict[str, Any]:
-    """The partial recipe for a base model: its own preset, that of a diffusers folder's family, or {}."""
+def preset_for(base_model: str, workspace: Workspace | None = None) -> dict[str, Any]:
+    """The partial recipe for a base model.
+
+    Its own preset; for one that was added to `workspace`, that of what it is a fine-tune of, else its family's; for a
+    diffusers folder, its family's; {} for anything else.
+    """
     if base_model in names():
         return values(base_model)
+    added = _added(base_model, workspace)
+    seen = {base_model}
+    while (base := added.get("based_on")) in _stored() or (isinstance(base, str) and base not in seen):
+        if base in _stored():
+            return values(str(base))
+        seen.add(base)
+        added = added | {"based_on": None} | _added(base, workspace)
+    if added.get("family") in families():
+        return values(str(added["family"]))
     pipeline = _pipeline_of(Path(base_model))
     for name in families():
         if pipeline in _stored()[name]["pipelines"]:
             return values(name)
     return {}
+
+
+def is_added(name: str, workspace: Workspace | None) -> bool:
+    """Whether a base model of that name was added to the workspace."""
+    return bool(_added(name, workspace))
+
+
+def _added(name: str, workspace: Workspace | None) -> dict[str, Any]:
+    """What `lorapod models add` wrote of a base model; {} if it wrote nothing that can be read, which
+    `lorapod.models` says when the model is looked for."""
+    if workspace is None or "/" in name or "\0" in name:
+        return {}
+    try:
+        return tomlkit.parse((workspace.models / "entries" / f"{name}.toml").read_text("utf-8")).unwrap()
+    except (OSError, ValueError):
+        return {}
 
 
 def _pipeline_of(folder: Path) -> str | None:
@@ -74,11 +104,11 @@ def _pipeline_of(folder: Path) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def fill(raw: Mapping[str, Any]) -> dict[str, Any]:
+def fill(raw: Mapping[str, Any], workspace: Workspace | None = None) -> dict[str, Any]:
     """`raw`, plain data of a recipe, on top of the preset for its base model. Wrong types pass through untouched."""
     section = raw.get("base_model")
     name = section.get("name") if isinstance(section, dict) else None
-    preset = preset_for(name) if isinstance(name, str) else {}
+    preset = preset_for(name, workspace) if isinstance(name, str) else {}
     for_each_dataset = preset.pop("dataset", {})
     for one, other in ALTERNATIVES:
         for mine, rival in ((one, other), (other, one)):

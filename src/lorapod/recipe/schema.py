@@ -308,9 +308,9 @@ class Recipe(Section):
     saving: SavingSection = SavingSection()
     trainer_options: dict[TrainerName, dict[str, Any]] = Field(
         {},
-        description="Options of an external trainer in its own words, as `[trainer_options.diffusion-pipe]`, which go over "
-        "what lorapod writes for it. They are checked against what the trainer reads; those of other trainers than the "
-        "chosen one are kept and do nothing.",
+        description="Options of an external trainer in its own words, as `[trainer_options.diffusion-pipe]` or "
+        "`[trainer_options.musubi.train]`, which go over what lorapod writes for it. They are checked against what the "
+        "trainer reads; those of other trainers than the chosen one are kept and do nothing.",
     )
 
     @field_validator("name")

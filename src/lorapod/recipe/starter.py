@@ -13,16 +13,24 @@ from pydantic import ValidationError
 from lorapod.errors import RecipeError
 from lorapod.recipe import presets
 from lorapod.recipe.schema import BaseModelSection, DatasetSection, Recipe, TrainerName
+from lorapod.workspace import Workspace
 
 _STEPS = 2000
 """Steps for a base model that no preset knows, so that the recipe is complete."""
 
 
-def new(model: str, data: Path, trainer: str = TrainerName.BUILTIN, name: str | None = None) -> str:
+def new(
+    model: str,
+    data: Path,
+    trainer: str = TrainerName.BUILTIN,
+    name: str | None = None,
+    workspace: Workspace | None = None,
+) -> str:
     """A commented recipe as TOML: what a person is likely to change, with the values of the base model's preset.
 
     Args:
-        model: Base model: one with a preset, or the path of a folder in diffusers layout.
+        model: Base model: one with a preset, one that was added to `workspace`, or the path of a folder in diffusers
+            layout.
         data: Folder of pictures, written as given; a relative path will count from the recipe's folder.
         trainer: What trains.
         name: Name of the LoRA; the data folder's where left out.
@@ -30,7 +38,8 @@ def new(model: str, data: Path, trainer: str = TrainerName.BUILTIN, name: str | 
     Raises:
         RecipeError: An unknown base model or trainer, or a name that cannot be a file name.
     """
-    if model not in presets.names() and not Path(model).expanduser().is_dir():
+    known = model in presets.names() or presets.is_added(model, workspace)
+    if not known and not Path(model).expanduser().is_dir():
         near = difflib.get_close_matches(model, presets.names(), n=1, cutoff=0.4)
         meant = f"; did you mean `{near[0]}`?" if near else ""
         raise RecipeError(
@@ -41,7 +50,7 @@ def new(model: str, data: Path, trainer: str = TrainerName.BUILTIN, name: str | 
     if any("\ud800" <= character <= "\udfff" for character in f"{model}{data}"):
         raise RecipeError(f"The path {str(data)!r} is not Unicode text", "", "Rename the folder.")
     name = _checked_name(name if name is not None else _name_from(data))
-    return _text(_resolved(model, data, _checked_trainer(trainer), name), data, model)
+    return _text(_resolved(model, data, _checked_trainer(trainer), name, workspace), data, model)
 
 
 def _checked_trainer(trainer: str) -> TrainerName:
@@ -69,14 +78,14 @@ def _name_from(data: Path) -> str:
     return re.sub(r'[/\\\0\n:*?"<>|]+', "-", data.absolute().name).strip()[:100].strip() or "lora"
 
 
-def _resolved(model: str, data: Path, trainer: TrainerName, name: str) -> Recipe:
+def _resolved(model: str, data: Path, trainer: TrainerName, name: str, workspace: Workspace | None) -> Recipe:
     written: dict[str, Any] = {
         "name": name,
         "trainer": trainer,
         "base_model": {"name": model},
         "datasets": [{"path": data}],
     }
-    recipe = Recipe.model_validate(presets.fill(written))
+    recipe = Recipe.model_validate(presets.fill(written, workspace))
     recipe.training.steps = recipe.training.steps or _STEPS
     return recipe
 
@@ -87,6 +96,7 @@ def _quoted(text: str) -> str:
 
 def _text(recipe: Recipe, data: Path, model: str) -> str:
     dataset: DatasetSection = recipe.datasets[0]
+    items = "pictures and clips" if recipe.previews.frames > 1 else "pictures"
     lines = [
         "# A recipe of lorapod: everything about one training. Only what you are likely to change is written here;",
         "# `lorapod recipe show` prints this recipe with every other setting and its value.",
@@ -99,10 +109,10 @@ def _text(recipe: Recipe, data: Path, model: str) -> str:
     lines += [
         "",
         "[[datasets]]",
-        f"path = {_quoted(data.as_posix())}  # folder of pictures, each with a caption in a .txt file of the same name",
+        f"path = {_quoted(data.as_posix())}  # folder of {items}, each with a caption in a .txt file of the same name",
         f"trigger_word = {_quoted(dataset.trigger_word)}  # a rare word put before every caption, to call the LoRA by",
         f"resolutions = {dataset.resolutions}  # sides in pixels; smaller is faster and needs less memory",
-        f"repeats = {dataset.repeats}  # how often each picture is seen in an epoch",
+        f"repeats = {dataset.repeats}  # how often each of them is seen in an epoch",
         "",
         "[adapter]",
         f"rank = {recipe.adapter.rank}  # how much the LoRA can hold; a larger one overfits sooner",
@@ -111,8 +121,8 @@ def _text(recipe: Recipe, data: Path, model: str) -> str:
         f"learning_rate = {recipe.optimizer.learning_rate}  # lower if pictures turn harsh, raise if none change",
         "",
         "[training]",
-        f"steps = {recipe.training.steps}  # or, in its place, `epochs`: passes over the pictures",
-        f"batch_size = {recipe.training.batch_size}  # pictures at once; more is steadier and needs more memory",
+        f"steps = {recipe.training.steps}  # or, in its place, `epochs`: passes over the dataset",
+        f"batch_size = {recipe.training.batch_size}  # items at once; more is steadier and needs more memory",
         "",
         "[previews]",
         "prompts = []  # what to draw while training; empty: your first captions",

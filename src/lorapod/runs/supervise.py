@@ -266,7 +266,7 @@ class Supervisor:
         if self.forced or (self.stops_asked and code in (STOPPED_EXIT, -signal.SIGTERM, -signal.SIGINT)):
             return "stopped"
         if code == 0:
-            return "stopped" if self.stops_asked and stage.name != "train" else "done"
+            return "stopped" if self.stops_asked and not stage.name.startswith("train") else "done"
         if code == STOPPED_EXIT:
             return "stopped"
         if not self.had_error:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from lorapod.errors import LorapodError
-from lorapod.events import EndStatus, Event
+from lorapod.events import PREFIX, EndStatus, Event, from_line
 from lorapod.recipe import Recipe
 from lorapod.workspace import Workspace
 
@@ -43,8 +42,7 @@ class StageWatch:
 
     stop_signal = signal.SIGINT
 
-    def __init__(self, parse: Callable[[str], Event | None]) -> None:
-        self._parse = parse
+    def __init__(self) -> None:
         self.doom: LorapodError | None = None
 
     def begin(self, pid: int) -> list[Event]:
@@ -53,7 +51,7 @@ class StageWatch:
 
     def read(self, text: str) -> list[Event]:
         """The events of a line; none for one that is only for the log."""
-        found = self._parse(text)
+        found = from_line(text.removeprefix(PREFIX)) if text.startswith(PREFIX) else None
         return [] if found is None else [found]
 
     def tick(self) -> list[Event]:

@@ -9,7 +9,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lorapod.errors import MissingPackageError, RequestError
-from lorapod.events import PREFIX, Event, from_line
 from lorapod.models import find_base_model, find_training_adapter
 from lorapod.recipe import Recipe
 from lorapod.recipe.schema import AdapterKind, OptimizerKind
@@ -61,11 +60,8 @@ class BuiltinTrainer:
         """The stage that draws the grid which the JSON file `request` asks for."""
         return self._stage("sample", ["sample", str(request)], workspace)
 
-    def parse(self, line: str) -> Event | None:
-        return from_line(line.removeprefix(PREFIX)) if line.startswith(PREFIX) else None
-
     def watch(self, stage: Stage) -> StageWatch:
-        return StageWatch(self.parse)
+        return StageWatch()
 
     def _stage(self, name: str, arguments: list[str], workspace: Workspace) -> Stage:
         argv = [sys.executable, "-P", "-m", "lorapod.engine", *arguments, "--workspace", str(workspace.root)]

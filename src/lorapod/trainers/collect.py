@@ -28,8 +28,10 @@ def collect_lora(
     trainer: str,
     commit: str,
     base_model_hash: str = "",
+    expert: str = "",
 ) -> Path:
-    """Brings a LoRA file to `target`; a file in diffusers' layout is converted to ComfyUI's.
+    """Brings a LoRA file to `target`; one in another layout than ComfyUI's is converted. What the trainer itself says of it
+    in `ss_*` is kept beside lorapod's own.
 
     Raises:
         AdapterError: The file is not whole, no LoRA, or holds what is no number.
@@ -49,10 +51,13 @@ def collect_lora(
         family=entry.family,
         steps=steps,
         items=items,
+        expert=expert,
     )
+    if info:
+        metadata = {key: value for key, value in info.metadata.items() if key.startswith("ss_")} | metadata
     metadata |= {"lorapod.trainer": trainer, "lorapod.trainer_commit": commit, "modelspec.implementation": trainer}
     target.parent.mkdir(parents=True, exist_ok=True)
-    if info and info.format == "diffusers":
+    if info and info.format != "comfyui":
         lora_convert.convert(source, target, LoraFormat.COMFYUI, entry.family)
         make_reproducible(target, metadata=metadata)
     else:

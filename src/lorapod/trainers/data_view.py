@@ -61,22 +61,30 @@ class DataViews:
 
 
 def build_views(
-    plan: DataPlan, sections: list[DatasetSection], folder: Path, progress: Progress | None = None
+    plan: DataPlan,
+    sections: list[DatasetSection],
+    folder: Path,
+    progress: Progress | None = None,
+    *,
+    one_rate: bool = False,
 ) -> DataViews:
     """Makes the views of a plan in `folder`, or brings those that are there up to date; caches in them stay.
+
+    Args:
+        one_rate: Put clips of different frame rates into different views.
 
     Raises:
         DatasetError: A file cannot be read any more.
         DiskError: A view cannot be written.
     """
-    groups = _groups(plan)
+    groups = _groups(plan, one_rate)
     total, done = sum(len(items) for items in groups.values()), 0
     views: list[View] = []
     contents: list[list[ViewedItem]] = []
     marks: list[object] = []
-    for (dataset, kind, repeats, held_out), items in groups.items():
+    for (dataset, kind, repeats, held_out, fps), items in groups.items():
         section = sections[dataset]
-        path = folder / _name(dataset, section, kind, repeats, held_out)
+        path = folder / _name(dataset, section, kind, repeats, held_out, fps)
         masks = path.with_name(f"{path.name}-masks") if any(each.item.mask_path for each in items) else None
         viewed = []
         for each, name in zip(items, _names(items), strict=True):
@@ -88,7 +96,7 @@ def build_views(
                 progress(done, total)
         _write_captions(path, viewed)
         _remove_others(path, viewed)
-        views.append(View(dataset, kind, path, None, repeats, masks, held_out, len(viewed)))
+        views.append(View(dataset, kind, path, fps or None, repeats, masks, held_out, len(viewed)))
         contents.append(viewed)
         marks.append([dataset, kind, repeats, held_out, section.unmasked_weight if masks else None])
         marks.append([[v.path.name, v.item.sha256, v.captions, _hash_of(v.item.mask_path)] for v in viewed])
@@ -98,24 +106,27 @@ def build_views(
     return DataViews(views, contents, hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest())
 
 
-_Group = tuple[int, Literal["picture", "clip"], int, bool]
+_Group = tuple[int, Literal["picture", "clip"], int, bool, float]
 
 
-def _groups(plan: DataPlan) -> dict[_Group, list[TrainItem]]:
-    """Items by dataset, kind, repeats and whether they are held out; an item that has several resolutions once."""
+def _groups(plan: DataPlan, one_rate: bool) -> dict[_Group, list[TrainItem]]:
+    """Items by dataset, kind, repeats, whether they are held out, and frames a second where clips of one view have the
+    same (else 0); an item that has several resolutions once."""
     groups: dict[_Group, dict[Path, TrainItem]] = {}
     for held_out, items in ((False, plan.train), (True, plan.validation)):
         for each in items:
             kind: Literal["picture", "clip"] = "clip" if each.item.is_clip else "picture"
-            key: _Group = (each.dataset, kind, each.repeats, held_out)
+            fps = round(each.item.fps, 3) if one_rate and each.item.is_clip else 0.0
+            key: _Group = (each.dataset, kind, each.repeats, held_out, fps)
             groups.setdefault(key, {}).setdefault(each.item.path, each)
     return {key: list(groups[key].values()) for key in sorted(groups)}
 
 
-def _name(dataset: int, section: DatasetSection, kind: str, repeats: int, held_out: bool) -> str:
+def _name(dataset: int, section: DatasetSection, kind: str, repeats: int, held_out: bool, fps: float) -> str:
     safe = "".join(c if c.isalnum() or c in "-_" else "-" for c in section.path.name)[:60] or "dataset"
     more = f"-x{repeats}" if repeats != section.repeats and not held_out else ""
-    return f"{dataset}-{safe}-{kind}s{more}{'-held-out' if held_out else ''}"
+    rate = f"-{fps:g}fps" if fps else ""
+    return f"{dataset}-{safe}-{kind}s{rate}{more}{'-held-out' if held_out else ''}"
 
 
 def _names(items: list[TrainItem]) -> Iterable[str]:

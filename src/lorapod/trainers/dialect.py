@@ -10,7 +10,7 @@ from lorapod.models import Entry
 from lorapod.recipe import Recipe, TrainerName
 from lorapod.trainers.base import StageWatch
 from lorapod.trainers.data_view import DataViews
-from lorapod.trainers.rendering import RenderContext, Rendering
+from lorapod.trainers.rendering import RenderContext, Rendering, ResumePoint
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Followed:
         place: (index, count) of the stage in the run, from 1.
         state: What the run noted of itself when it was prepared (`rendered/state.json`); {} before.
         commit: Of the trainer.
+        resume: What the stage goes on with.
     """
 
     stage: str
@@ -46,12 +47,17 @@ class Followed:
     state: dict[str, Any]
     commit: str
     base_model_hash: str = ""
+    resume: ResumePoint | None = None
 
 
 class Dialect(Protocol):
     """An external trainer's own ways."""
 
     name: TrainerName
+    """What the recipe calls it."""
+
+    one_rate_a_view: bool
+    """Whether clips of different frame rates have to lie in different folders."""
 
     def check(self, recipe: Recipe, entry: Entry) -> None:
         """Refuses what it cannot do. Raises RequestError or BaseModelError."""
@@ -66,8 +72,8 @@ class Dialect(Protocol):
             DatasetError: It would not train on items that it is given.
         """
 
-    def resume_points(self, recipe: Recipe, entry: Entry, output: Path) -> dict[str, str]:
-        """By stage what it is told to go on with, of the stages that left something behind to go on with."""
+    def resume_points(self, recipe: Recipe, entry: Entry, output: Path) -> dict[str, ResumePoint]:
+        """By stage what it goes on with, of the stages that left something behind to go on with."""
 
     def watch(self, followed: Followed) -> StageWatch:
         """What follows one of its stages."""

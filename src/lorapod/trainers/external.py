@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lorapod.events import PREFIX, Event, event, from_line
+from lorapod.events import Event, event
 from lorapod.files import write_text_whole
 from lorapod.models import Entry, catalogue, entries
 from lorapod.models.base_model import unknown
@@ -79,10 +79,18 @@ class ExternalTrainer:
         for stage in rendering.stages:
             if stage.name not in done:
                 # What the person set in the environment wins over what is only good practice.
-                stages.append(Stage(stage.name, stage.argv, stage.env | environment, stage.cwd))
+                stages.append(Stage(stage.name, stage.argv, stage.env | _theirs(context.python), stage.cwd))
         self._planned = {
             stage.name: Followed(
-                stage.name, recipe, entry, run_dir, (i, len(stages)), {}, installation.commit, _hash(entry, workspace)
+                stage.name,
+                recipe,
+                entry,
+                run_dir,
+                (i, len(stages)),
+                {},
+                installation.commit,
+                _hash(entry, workspace),
+                context.resume.get(stage.name),
             )
             for i, stage in enumerate(stages, start=1)
         }
@@ -95,11 +103,17 @@ class ExternalTrainer:
         return self.dialect.watch(replace(followed, state=read_state(followed.run_dir)))
 
 
+def _theirs(python: Path) -> dict[str, str]:
+    """The environment of a trainer's process: its own programs first, and nothing of lorapod's own Python."""
+    kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
+    return kept | {"PATH": f"{python.parent}{os.pathsep}{kept.get('PATH', '')}"}
+
+
 class PrepareWatch(StageWatch):
     """Follows our own process, which prints events."""
 
     def __init__(self, followed: Followed) -> None:
-        super().__init__(_own_event)
+        super().__init__()
         self.followed = followed
 
     def begin(self, pid: int) -> list[Event]:
@@ -108,10 +122,6 @@ class PrepareWatch(StageWatch):
 
     def end(self, code: int, *, stopped: bool, forced: bool) -> Ending | None:
         return Ending("stopped") if stopped else None
-
-
-def _own_event(text: str) -> Event | None:
-    return from_line(text.removeprefix(PREFIX)) if text.startswith(PREFIX) else None
 
 
 def entry_of(recipe: Recipe, workspace: Workspace) -> Entry:

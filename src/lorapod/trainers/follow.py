@@ -38,7 +38,7 @@ class ProcessWatch(StageWatch):
     rules: Sequence[Rule] = ()
 
     def __init__(self, followed: Followed) -> None:
-        super().__init__(lambda text: None)
+        super().__init__()
         self.followed = followed
         self.activity: Activity | None = None
         self.tail: list[str] = []

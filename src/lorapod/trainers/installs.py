@@ -3,15 +3,18 @@
     trainers/NAME/checkout/       the trainer's sources, never edited
     trainers/NAME/venv/           its environment
     trainers/NAME/install.json    what is there: where it came from, the commit, which steps are done
+    trainers/NAME/lock-COMMIT-pyVERSION-KIND.txt    the versions that went into it, one for each Python and kind of torch
 
 An installation that was broken off goes on with the step that it was at. Nothing is upgraded unasked: another commit is
-another `install`. A checkout of the person's own is used where it is (`--use`). Not covered: Windows; CUDA drivers.
+another `install`, and a later one of the same kind takes the versions of its lock. A checkout of the person's own is used
+where it is (`--use`). Not covered: Windows; flash-attention, which no base model of the catalogue needs.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +29,9 @@ from lorapod.workspace import Workspace
 
 Say = Callable[[str], None]
 
+_TORCH = "https://download.pytorch.org/whl/"
+"""Below it is an index of torch for each kind."""
+
 
 @dataclass
 class Installation:
@@ -36,6 +42,7 @@ class Installation:
         python: Interpreter of its environment.
         commit: Of the checkout; empty where it is no git checkout.
         own: The person's own checkout and environment, which lorapod does not change.
+        kind: Of its torch, as `cu128` or `cpu`.
         done: Steps of the installation that are done.
     """
 
@@ -45,6 +52,7 @@ class Installation:
     commit: str = ""
     source: str = ""
     own: bool = False
+    kind: str = ""
     done: list[str] = field(default_factory=list)
 
     @property
@@ -126,6 +134,7 @@ def install(
     commit: str | None = None,
     python: Path | None = None,
     mirror: str | None = None,
+    kind: str | None = None,
 ) -> Installation:
     """Installs a trainer, or goes on where an installation was broken off.
 
@@ -134,18 +143,22 @@ def install(
         commit: In place of the pinned one, which lorapod was tested with.
         python: Interpreter to make the environment with.
         mirror: Address or folder below which submodules are found as `OWNER/NAME`, in place of where the trainer says.
+        kind: Of torch, as `cu128` or `cpu`; found by the GPU where it is not given.
 
     Raises:
-        RequestError: No fitting interpreter, or another trainer's installation is in the way.
+        RequestError: No fitting interpreter, or a kind of torch that is none.
         StageFailedError: A command failed; what is done stays.
     """
     pin, folder = pin_of(name), folder_of(name, workspace)
     source, commit = source or pin.repository, commit or pin.commit
     found = read_installation(name, workspace)
-    if found is None or found.own or (found.source, found.commit) != (source, commit):
+    kind = kind or (found.kind if found else "") or torch_kind()
+    if not re.fullmatch(r"cpu|cu\d{3}|rocm\d\.\d", kind):
+        raise RequestError(f"{kind} is no kind of torch", "", "Give one as cu128 or cpu.")
+    if found is None or found.own or (found.source, found.commit, found.kind) != (source, commit, kind):
         done = [] if found is None or found.own or found.source != source else [s for s in found.done if s == "cloned"]
         found = Installation(
-            name.value, str(folder / "checkout"), str(folder / "venv/bin/python"), commit, source, done=done
+            name.value, str(folder / "checkout"), str(folder / "venv/bin/python"), commit, source, kind=kind, done=done
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -159,7 +172,32 @@ def install(
             _run(command, folder, step, name)
         found.done = [*(each for each in found.done if each != step), step]
         _write(found, workspace)
+    lock = _lock(found, folder)
+    if not lock.exists():
+        listed = subprocess.run(
+            [found.python, "-m", "pip", "freeze", "--exclude-editable"], capture_output=True, text=True, check=False
+        )
+        if listed.returncode == 0:
+            write_text_whole(lock, listed.stdout)
     return found
+
+
+def torch_kind() -> str:
+    """The kind of torch for this machine's GPU: CUDA 12.8, the first that knows Blackwell, or none without a GPU."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return "cpu"
+    asked = subprocess.run([tool, "-L"], capture_output=True, text=True, check=False)
+    return "cu128" if asked.returncode == 0 and asked.stdout.strip() else "cpu"
+
+
+def _lock(found: Installation, folder: Path) -> Path:
+    """Where the versions of an environment are written down."""
+    asked = subprocess.run(
+        [found.python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return folder / f"lock-{found.commit[:12]}-py{asked.stdout.strip()}-{found.kind}.txt"
 
 
 _SAID = {
@@ -197,8 +235,13 @@ def _steps(
     yield "submodules", commands
     yield "environment", [[_interpreter(pin, python), "-m", "venv", str(folder / "venv")]]
     pip = [interpreter, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-    yield "torch", [[*pip, *pin.torch]] if pin.torch else []
-    requirements = [str(home / part) if part.endswith(".txt") else part for part in pin.requirements]
+    lock = _lock(found, folder) if Path(interpreter).exists() else None
+    if lock and lock.is_file():
+        pip += ["--constraint", str(lock)]
+    yield "torch", [[*pip, "--index-url", f"{_TORCH}{found.kind}", *pin.torch]] if pin.torch else []
+    requirements = [
+        str(home / part) if part.endswith(".txt") else str(home) if part == "." else part for part in pin.requirements
+    ]
     yield "packages", [[*pip, *requirements]] if requirements else []
     yield "checked", check_commands(found, pin)
 
@@ -222,6 +265,8 @@ def check(name: TrainerName, workspace: Workspace) -> list[str]:
         said.append(f"Its commit is {found.commit[:12]}; this lorapod was made for {pin.commit[:12]}")
     if not found.own and commit_of(Path(found.home)) not in ("", found.commit):
         said.append("Its checkout is at another commit than was installed")
+    if not found.own and _changed(Path(found.home)):
+        said.append("Files of its checkout were changed")
     for argv in check_commands(found, pin):
         asked = subprocess.run(argv, capture_output=True, text=True, cwd=found.home, check=False)
         if asked.returncode:
@@ -229,13 +274,24 @@ def check(name: TrainerName, workspace: Workspace) -> list[str]:
     return said
 
 
+def _changed(home: Path) -> bool:
+    asked = subprocess.run(
+        ["git", "-C", str(home), "status", "--porcelain", "--untracked-files=no"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return bool(asked.stdout.strip())
+
+
 def remove(name: TrainerName, workspace: Workspace) -> bool:
-    """Removes what lorapod installed; a checkout of the person's own is only forgotten. False: there was nothing."""
+    """Removes what lorapod installed, but for its locks; a checkout of the person's own is only forgotten. False: there was
+    nothing."""
     folder = folder_of(name, workspace)
-    if not folder.exists():
+    if not (folder / "install.json").exists():
         return False
     try:
-        shutil.rmtree(folder)
+        for part in ("checkout", "venv"):
+            shutil.rmtree(folder / part, ignore_errors=not (folder / part).exists())
+        (folder / "install.json").unlink()
     except OSError as error:
         raise disk_error(error, folder) from error
     return True
@@ -253,19 +309,24 @@ def commit_of(home: Path) -> str:
 
 
 def _interpreter(pin: Pin, python: Path | None) -> str:
-    least = ".".join(map(str, pin.python))
-    named = [str(python)] if python else [f"python3.{minor}" for minor in range(pin.python[1], pin.python[1] + 2)]
+    least, newest = (".".join(map(str, version)) for version in (pin.python, pin.newest_python))
+    named = (
+        [str(python)]
+        if python
+        else [f"python3.{minor}" for minor in range(pin.newest_python[1], pin.python[1] - 1, -1)]
+    )
     for name in [*named, *([] if python else ["python3"])]:
         where = shutil.which(name)
         if where is None:
             continue
         asked = subprocess.run(
-            [where, "-c", f"import sys; sys.exit(sys.version_info[:2] < {pin.python!r})"], check=False
+            [where, "-c", f"import sys; sys.exit(not {pin.python!r} <= sys.version_info[:2] <= {pin.newest_python!r})"],
+            check=False,
         )
         if asked.returncode == 0:
             return where
     raise RequestError(
-        f"{pin.name} needs Python {least} or newer",
+        f"{pin.name} needs Python {least} to {newest}",
         f"Looked for {', '.join(named)}.",
         "Install one, or name it with --python.",
     )
@@ -298,7 +359,8 @@ def _run(argv: Sequence[str], folder: Path, step: str, name: TrainerName) -> Non
 
 def _environment() -> dict[str, str]:
     """Nobody is there to be asked for a password."""
-    return dict(os.environ) | {"GIT_TERMINAL_PROMPT": "0"}
+    kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
+    return kept | {"GIT_TERMINAL_PROMPT": "0"}
 
 
 def _write(installation: Installation, workspace: Workspace) -> None:

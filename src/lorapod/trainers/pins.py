@@ -17,10 +17,12 @@ class Pin:
 
     Attributes:
         marker: A file by which its checkout is told.
-        python: Least version of Python.
+        licence: Of the trainer, as its repository says.
+        python: Oldest version of Python that it runs on.
+        newest_python: Newest version of Python that it is known to run on.
         submodules: Path in the checkout to `OWNER/NAME`, of those that its models need.
         torch: Arguments of pip for torch.
-        requirements: Arguments of pip for the rest; names that end in `.txt` are files of the checkout.
+        requirements: Arguments of pip for the rest; names that end in `.txt`, and `.`, are of the checkout.
         smoke: Python that must run in its environment.
     """
 
@@ -28,7 +30,9 @@ class Pin:
     repository: str
     commit: str
     marker: str
+    licence: str
     python: tuple[int, int]
+    newest_python: tuple[int, int]
     submodules: dict[str, str]
     torch: tuple[str, ...]
     requirements: tuple[str, ...]
@@ -44,7 +48,9 @@ def _pins() -> dict[str, Pin]:
             repository=table["repository"],
             commit=table["commit"],
             marker=table["marker"],
+            licence=table["licence"],
             python=(table["python"][0], table["python"][1]),
+            newest_python=(table["newest_python"][0], table["newest_python"][1]),
             submodules=table.get("submodules", {}),
             torch=tuple(table["torch"]),
             requirements=tuple(table["requirements"]),

@@ -42,10 +42,13 @@ def geometry_of(entry: Entry) -> Geometry:
     return Geometry(sizes.divisor, frame_step=sizes.frame_step or 1, fps=sizes.fps)
 
 
-def look_at_data(recipe: Recipe, entry: Entry, folder: Path, workspace: Workspace, *, quiet: bool = False) -> DataViews:
+def look_at_data(
+    recipe: Recipe, entry: Entry, folder: Path, workspace: Workspace, *, one_rate: bool, quiet: bool = False
+) -> DataViews:
     """Plans the recipe's datasets and makes their views in `folder`.
 
     Args:
+        one_rate: Put clips of different frame rates into different views.
         quiet: Print no events.
 
     Raises:
@@ -62,7 +65,7 @@ def look_at_data(recipe: Recipe, entry: Entry, folder: Path, workspace: Workspac
     for problem in plan.problems:
         if problem.severity is not Severity.INFO and not quiet:
             _say("warning", message=f"{problem.path.name}: {problem.what}", hint=problem.remedy)
-    return build_views(plan, list(recipe.datasets), folder, None if quiet else _Progress("linking"))
+    return build_views(plan, list(recipe.datasets), folder, None if quiet else _Progress("linking"), one_rate=one_rate)
 
 
 def prepare(
@@ -97,7 +100,7 @@ def _run(run_dir: Path, workspace: Workspace, port: int, resume: bool) -> None:
     if resume:
         context = replace(context, resume=dialect.resume_points(recipe, entry, context.output))
     before = read_state(run_dir)
-    views = look_at_data(recipe, entry, run_dir / DATA, workspace)
+    views = look_at_data(recipe, entry, run_dir / DATA, workspace, one_rate=dialect.one_rate_a_view)
     measured, rendering = prepare(recipe, entry, dialect, context, views)
     now = {
         "trainer": recipe.trainer.value,

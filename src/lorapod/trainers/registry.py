@@ -11,16 +11,13 @@ from lorapod.trainers.dialect import Dialect
 
 _DIALECTS = {
     TrainerName.DIFFUSION_PIPE: "lorapod.trainers.diffusion_pipe.dialect:DiffusionPipe",
+    TrainerName.MUSUBI: "lorapod.trainers.musubi.dialect:Musubi",
 }
 """Name to module:class."""
 
 
 def get_trainer(name: TrainerName) -> Trainer:
-    """The trainer of that name.
-
-    Raises:
-        RequestError: This version cannot run it yet.
-    """
+    """The trainer of that name."""
     if name is TrainerName.BUILTIN:
         from lorapod.trainers.builtin import BuiltinTrainer
 
@@ -34,17 +31,13 @@ def get_dialect(name: TrainerName) -> Dialect:
     """What is special about an external trainer.
 
     Raises:
-        RequestError: It is none, or this version does not know it yet.
+        RequestError: It is none.
     """
     if name not in _DIALECTS:
-        known = ", ".join(each.value for each in _DIALECTS)
         raise RequestError(
-            f"The trainer {name.value} cannot be run yet"
-            if name is not TrainerName.BUILTIN
-            else "The built-in engine is given no files; it reads the recipe itself",
-            f"This version knows the external trainers: {known}.",
-            f'Set `trainer = "{next(iter(_DIALECTS)).value}"`'
-            + (' or `trainer = "builtin"`.' if name is not TrainerName.BUILTIN else ", or `--trainer`."),
+            "The built-in engine is given no files",
+            "It reads the recipe itself.",
+            f"Name an external trainer: `--trainer {' or '.join(_DIALECTS)}`.",
         )
     module, _, attribute = _DIALECTS[name].partition(":")
     made: Dialect = getattr(import_module(module), attribute)()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from lorapod.data.fix import new_folder
+from lorapod.data.making import refuse_taken
 from lorapod.recipe import Recipe
 from lorapod.trainers.external import DATA, OUTPUT, context_of, entry_of, write_rendering
 from lorapod.trainers.installs import find_installation, folder_of, read_installation
@@ -33,15 +33,15 @@ def render_to(recipe: Recipe, out: Path, workspace: Workspace, *, assume_files: 
     if assume_files:
         context = _assumed(recipe, folder, workspace)
         rendering = dialect.render(recipe, entry, context)
-        new_folder(out)
+        refuse_taken(out)
         return write_rendering(rendering, folder), rendering.notes
     from lorapod.trainers.prepare import look_at_data, prepare
 
     installation = find_installation(recipe.trainer, workspace)
     context = context_of(recipe, entry, folder, workspace, installation)
     context = replace(context, folder=folder)
-    new_folder(out)
-    views = look_at_data(recipe, entry, folder / DATA, workspace, quiet=True)
+    refuse_taken(out)
+    views = look_at_data(recipe, entry, folder / DATA, workspace, one_rate=dialect.one_rate_a_view, quiet=True)
     measured, rendering = prepare(recipe, entry, dialect, context, views)
     notes = [*rendering.notes, *(f"{message}. {hint}" for message, hint in measured.warnings)]
     return write_rendering(rendering, folder), notes

@@ -36,6 +36,21 @@ class View:
 
 
 @dataclass(frozen=True)
+class ResumePoint:
+    """What a stage left behind to go on with.
+
+    Attributes:
+        name: What the trainer is told.
+        step: Optimizer steps behind it.
+        total: Steps of the whole stage; None where that is not known.
+    """
+
+    name: str
+    step: int = 0
+    total: int | None = None
+
+
+@dataclass(frozen=True)
 class RenderContext:
     """Where everything is, or will be."""
 
@@ -74,8 +89,8 @@ class RenderContext:
     port: int = 29500
     """A free port of this machine, by which processes of one training find each other."""
 
-    resume: dict[str, str] = field(default_factory=dict)
-    """By stage: what the trainer is told to go on with."""
+    resume: dict[str, ResumePoint] = field(default_factory=dict)
+    """By stage: what the trainer goes on with."""
 
 
 @dataclass(frozen=True)

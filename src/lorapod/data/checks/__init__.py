@@ -15,17 +15,17 @@ from pathlib import Path
 from lorapod.data.buckets import Geometry
 from lorapod.data.checks.appearance import about_looks
 from lorapod.data.checks.captions import about_captions
-from lorapod.data.checks.together import about_amounts, about_copies
+from lorapod.data.checks.together import Goal, about_amounts, about_copies
 from lorapod.data.checks.tokens import TextLimit, limit_of
 from lorapod.data.facts import Progress
 from lorapod.data.look import Look, looks
 from lorapod.data.media_cache import MediaCache
-from lorapod.data.plan import DatasetPlan, plan_dataset
-from lorapod.data.scan import Item, Scan, scan
+from lorapod.data.plan import DatasetPlan, plan_dataset, scan_section
+from lorapod.data.scan import Item, Scan
 from lorapod.data.walk import Problem, Severity
 from lorapod.recipe.schema import DatasetSection
 
-__all__ = ["Checked", "TextLimit", "check", "limit_of"]
+__all__ = ["Checked", "Goal", "TextLimit", "check", "limit_of"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ def check(
     seed: int = 0,
     text: TextLimit | None = None,
     sightings: int | None = None,
+    goal: Goal | None = None,
     cache: MediaCache | None = None,
     progress: Progress | None = None,
 ) -> Checked:
@@ -75,23 +76,16 @@ def check(
         seed: The recipe's, which decides what is held out.
         text: What the base model reads of a caption; None where it is not known.
         sightings: Items that the training takes in all, None where it is not known.
+        goal: What the training is for, which says how many items are few or many; None where it is not known.
 
     Raises:
         DatasetError: A folder cannot be used, or a resolution or a number of frames fits nothing.
     """
-    scans = [
-        scan(
-            section.path,
-            section.recursive,
-            progress,
-            cache=cache,
-            masks=section.masks,
-            alpha_masks=section.alpha_masks,
-            control=section.control,
-        )
-        for section in sections
+    scans = [scan_section(section, cache, progress) for section in sections]
+    plans = [
+        plan_dataset(section, geometry, seed, dataset=i, found=found)
+        for i, (section, found) in enumerate(zip(sections, scans, strict=True))
     ]
-    plans = [plan_dataset(section, geometry, seed, dataset=i, cache=cache) for i, section in enumerate(sections)]
     items = {item.path: item for found in scans for item in found.items}
     seen = looks(list(items.values()), cache, progress)
     problems = [problem for plan in plans for problem in plan.problems]
@@ -99,6 +93,6 @@ def check(
     for section, found, plan in zip(sections, scans, plans, strict=True):
         problems += about_looks(plan, seen, geometry.fps)
         problems += about_captions(section, found, text)
-    problems += about_amounts(sections, plans, sightings)
+    problems += about_amounts(sections, plans, sightings, goal)
     once = sorted(dict.fromkeys(problems), key=lambda problem: problem.rank)
     return Checked(list(sections), scans, plans, seen, once)

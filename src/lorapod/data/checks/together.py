@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from lorapod.data.duplicates import near_duplicates
@@ -18,6 +20,59 @@ FEW_ITEMS = 5
 
 SEEN_TOO_OFTEN = 400
 """Sightings of one item in a training from which on it is learnt by heart, with the usual learning rates."""
+
+
+class Goal(StrEnum):
+    """What a training is for."""
+
+    CHARACTER = "character"
+    STYLE = "style"
+    CONCEPT = "concept"
+    MOTION = "motion"
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """How many items a goal wants: rules of thumb, from guides of several trainers that agree within a factor of two.
+
+    Attributes:
+        fewest, most: Below and above it is said.
+        why_more, why_fewer: What to do about it.
+    """
+
+    fewest: int
+    most: int
+    why_more: str
+    why_fewer: str
+
+
+AMOUNTS = {
+    Goal.CHARACTER: Amounts(
+        10,
+        100,
+        "Add more, 15 to 30 in all, from other sides, in other clothes, light and places; what is alike in all of them "
+        "is learnt as part of the character.",
+        "Keep the best 15 to 50: a likeness is learnt from few good pictures, and each doubtful one blurs it.",
+    ),
+    Goal.STYLE: Amounts(
+        20,
+        1000,
+        "Add more, 30 to 100 in all, of different subjects; with few, the subjects are learnt instead of the style.",
+        "Keep those that show the style best, or train for more steps: each is seen seldom.",
+    ),
+    Goal.CONCEPT: Amounts(
+        10,
+        300,
+        "Add more, 20 to 50 in all, with different people, places and views, so that the concept is all they share.",
+        "Keep the clearest ones, or train for more steps: each is seen seldom.",
+    ),
+    Goal.MOTION: Amounts(
+        8,
+        200,
+        "Add more, 10 to 40 clips in all, of the same motion by different subjects.",
+        "Keep the clips in which the motion is whole and clear; decoding and training of each is dear.",
+    ),
+}
 
 IMBALANCE = 5.0
 """How many times as often as another a dataset has to be seen for it to be said."""
@@ -59,17 +114,21 @@ _REMEDY = "Keep the better one; twins are learnt twice as strongly."
 
 
 def about_amounts(
-    sections: Sequence[DatasetSection], plans: Sequence[DatasetPlan], sightings: int | None
+    sections: Sequence[DatasetSection], plans: Sequence[DatasetPlan], sightings: int | None, goal: Goal | None = None
 ) -> list[Problem]:
     """Too few or too many items, and datasets that drown others.
 
     Args:
+        goal: What the training is for; None where it is not known, and only very few items are said.
         sightings: Items that the training takes in all, which is steps times items a step; None where it is not known.
     """
     problems: list[Problem] = []
-    paths = {each.item.path for plan in plans for each in [*plan.train, *plan.validation]}
+    items = {each.item.path: each.item for plan in plans for each in [*plan.train, *plan.validation]}
+    paths = items.keys()
     folder = sections[0].path
-    if 0 < len(paths) < FEW_ITEMS:
+    if goal and items:
+        problems += _for_goal(folder, goal, list(items.values()))
+    elif 0 < len(paths) < FEW_ITEMS:
         what = f"There {'is' if len(paths) == 1 else 'are'} only {_items(len(paths))} to learn from"
         remedy = "Add more that differ, 15 to 30 for a character; from so few, these very pictures are learnt."
         problems.append(Problem(Severity.WARNING, folder, what, remedy))
@@ -88,6 +147,22 @@ def about_amounts(
             remedy = f"Multiply its `repeats` by {times} if both matter alike, or leave it if it is an addition."
             problems.append(Problem(Severity.WARNING, path, what, remedy))
     return problems
+
+
+def _for_goal(folder: Path, goal: Goal, items: Sequence[Item]) -> list[Problem]:
+    """Too few or too many items for a goal; a motion is learnt from clips alone."""
+    kind, count = "item", len(items)
+    if goal is Goal.MOTION:
+        kind, count = "clip", sum(item.is_clip for item in items)
+    amounts = AMOUNTS[goal]
+    many = f"{count} {kind}" if count == 1 else f"{count} {kind}s"
+    if count < amounts.fewest:
+        what = f"{many if count else f'No {kind}s'}: few for a {goal.value}, which wants {amounts.fewest} at least"
+        return [Problem(Severity.WARNING, folder, what, amounts.why_more)]
+    if count > amounts.most:
+        what = f"{many}: many for a {goal.value}, which seldom gains from more than {amounts.most}"
+        return [Problem(Severity.WARNING, folder, what, amounts.why_fewer)]
+    return []
 
 
 def _sightings(folder: Path, each: float, total: int) -> list[Problem]:

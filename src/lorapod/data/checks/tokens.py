@@ -6,6 +6,7 @@ brings with it; estimated otherwise. An estimate is always called one.
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,12 +16,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-AROUND_CAPTION = {"sdxl": 2, "flux": 1, "wan": 1, "z_image": 8, "qwen_image": 5}
-"""Tokens that a family puts around a caption and that count towards its limit: start and end marks (CLIP), an end mark
-(T5, UMT5), a chat template (Z-Image), the end of one (Qwen-Image, whose limit counts from after the template)."""
-
 TOKENIZERS = ("tokenizer_2/tokenizer.json", "tokenizer/tokenizer.json")
 """Where a folder in diffusers layout has the tokenizer of the encoder that reads most; FLUX's second is its T5."""
+
+LEAST_READ = 75
+"""Tokens of a caption that every base model reads: CLIP's 77 without its marks."""
 
 _PIECES = re.compile(r"[^\W\d_]+|\d|[^\w\s]|_")
 
@@ -68,15 +68,20 @@ class TextLimit:
 
     @cached_property
     def _tokenizer(self) -> Tokenizer | None:
-        if self.tokenizer is None or not self.tokenizer.is_file():
+        if self.tokenizer is None:
             return None
         try:
             from tokenizers import Tokenizer
-        except ImportError:
+
+            text = self.tokenizer.read_text(encoding="utf-8")
+            json.loads(text)  # What is no JSON, as a file that was cut off, is told apart before the library sees it.
+            tokenizer = Tokenizer.from_str(text)
+        except (ImportError, OSError, ValueError):
             return None
-        try:
-            tokenizer = Tokenizer.from_file(str(self.tokenizer))
-        except Exception:  # noqa: BLE001 - it raises nothing narrower for a damaged file
+        except Exception as error:
+            # `tokenizers` raises `Exception` itself, and nothing narrower, for JSON that describes no tokenizer.
+            if type(error) is not Exception:
+                raise
             return None
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -95,14 +100,14 @@ def estimate(caption: str) -> int:
     return total
 
 
-def limit_of(base_model: str, family: str, tokens: int | None, folder: Path | None) -> TextLimit | None:
+def limit_of(base_model: str, tokens: int | None, around: int, folder: Path | None) -> TextLimit | None:
     """The limit of a base model; None where it is not known.
 
     Args:
-        tokens: As the catalogue says.
+        tokens, around: As the catalogue says, `text_tokens` and `text_tokens_around`.
         folder: The base model in diffusers layout, if it is on disk.
     """
     if tokens is None:
         return None
     found = next((folder / name for name in TOKENIZERS if (folder / name).is_file()), None) if folder else None
-    return TextLimit(base_model, tokens, AROUND_CAPTION.get(family, 0), found)
+    return TextLimit(base_model, tokens, around, found)

@@ -3,22 +3,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from lorapod.engine.families.base import Conditions
+from lorapod.engine.weights import Naming, load_diffusers
 from lorapod.models import BaseModel
+
+VaeNaming = Callable[[Mapping[str, Any]], Naming]
+"""Names in a single file, for a configuration."""
 
 FACTOR = 8
 """Pixels a side of a latent."""
 
 
-def load(base: BaseModel, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """The VAE of a base model, frozen."""
+def load(base: BaseModel, device: torch.device, dtype: torch.dtype, naming: VaeNaming | None = None) -> nn.Module:
+    """The VAE of a base model, frozen; `naming` where it may be a single file."""
     from diffusers import AutoencoderKL
 
-    vae = AutoencoderKL.from_pretrained(base.folder / "vae", torch_dtype=dtype, local_files_only=True)
-    return vae.to(device).eval().requires_grad_(False)
+    return load_diffusers(AutoencoderKL, base, "vae", device, dtype, naming)
 
 
 @torch.no_grad()

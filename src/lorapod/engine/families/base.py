@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from lorapod.data import Placement
+from lorapod.engine.weights import Naming
 from lorapod.models import BaseModel
 from lorapod.recipe.schema import LoraFormat, Targets
 
@@ -178,6 +179,14 @@ class NamesLayers(Protocol):
 
     def module_of(self, name: str) -> str:
         """The module that a LoRA file of any layout calls `name` (prefix and suffix taken off)."""
+
+
+@runtime_checkable
+class ReadsSingleFiles(Protocol):
+    """A family whose denoiser is also read from files that name its weights otherwise than diffusers does."""
+
+    def denoiser_naming(self) -> Naming:
+        """Where such a file has each weight."""
 
 
 @runtime_checkable

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorapod.engine.families import autoencoder
+from lorapod.engine.families import autoencoder, z_image_names
 from lorapod.engine.families.base import Conditions, Expert, PreviewRequest
 from lorapod.engine.families.flow import noised, velocity_loss
+from lorapod.engine.weights import Naming, load_diffusers, load_transformers
 from lorapod.models import BaseModel
 from lorapod.recipe.schema import LoraFormat, Targets
 
@@ -53,8 +54,8 @@ class ZImage:
         from transformers import AutoModel, AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(base.folder / "tokenizer", local_files_only=True)
-        model = AutoModel.from_pretrained(base.folder / "text_encoder", dtype=dtype, local_files_only=True)
-        return TextEncoder(tokenizer, model.to(device).eval().requires_grad_(False))
+        naming = z_image_names.TEXT_ENCODER
+        return TextEncoder(tokenizer, load_transformers(AutoModel, base, "text_encoder", device, dtype, naming))
 
     def token_limit(self) -> int:
         return MAX_TOKENS
@@ -77,7 +78,7 @@ class ZImage:
         return [{"tokens": row[keep].cpu()} for row, keep in zip(states, real, strict=True)]
 
     def load_vae(self, base: BaseModel, device: torch.device, dtype: torch.dtype) -> nn.Module:
-        return autoencoder.load(base, device, dtype)
+        return autoencoder.load(base, device, dtype, z_image_names.vae)
 
     def encode_pixels(self, vae: nn.Module, pixels: Tensor) -> list[Conditions]:
         entries: list[Conditions] = autoencoder.encode(vae, pixels)
@@ -89,10 +90,12 @@ class ZImage:
     def load_denoiser(self, base: BaseModel, expert: Expert, device: torch.device, dtype: torch.dtype) -> nn.Module:
         from diffusers import ZImageTransformer2DModel
 
-        denoiser = ZImageTransformer2DModel.from_pretrained(
-            base.folder / expert.component, torch_dtype=dtype, local_files_only=True
+        return load_diffusers(
+            ZImageTransformer2DModel, base, expert.component, device, dtype, z_image_names.TRANSFORMER
         )
-        return denoiser.to(device).requires_grad_(False)
+
+    def denoiser_naming(self) -> Naming:
+        return z_image_names.TRANSFORMER
 
     def velocity(self, denoiser: nn.Module, noisy: Tensor, noise_level: Tensor, texts: list[Conditions]) -> Tensor:
         """Predicted noise - x0, (b, c, 1, h, w), float32."""

@@ -18,7 +18,7 @@ from lorapod.trainers.diffusion_pipe.limits import check, own_options
 from lorapod.trainers.diffusion_pipe.models import denoisers
 from lorapod.trainers.diffusion_pipe.render import DATASET, output_of, render, train_stage
 from lorapod.trainers.diffusion_pipe.watch import DiffusionPipeWatch
-from lorapod.trainers.rendering import RenderContext, Rendering
+from lorapod.trainers.rendering import RenderContext, Rendering, ResumePoint
 
 _LISTED = 8
 
@@ -26,7 +26,7 @@ _LISTED = 8
 class DiffusionPipe:
     """tdrussell/diffusion-pipe."""
 
-    name = TrainerName.DIFFUSION_PIPE
+    name, one_rate_a_view = TrainerName.DIFFUSION_PIPE, False
 
     def check(self, recipe: Recipe, entry: Entry) -> None:
         check(recipe, entry)
@@ -83,12 +83,12 @@ class DiffusionPipe:
                 "Move the pictures out of the dataset, or train a text-to-video base model.",
             )
 
-    def resume_points(self, recipe: Recipe, entry: Entry, output: Path) -> dict[str, str]:
+    def resume_points(self, recipe: Recipe, entry: Entry, output: Path) -> dict[str, ResumePoint]:
         found = {}
         for denoiser in denoisers(entry, recipe.base_model.expert):
             point = resume_point(output_of(denoiser, output))
             if point:
-                found[train_stage(denoiser)] = point
+                found[train_stage(denoiser)] = ResumePoint(point)
         return found
 
     def watch(self, followed: Followed) -> StageWatch:

@@ -83,7 +83,7 @@ def render(recipe: Recipe, entry: Entry, context: RenderContext, own: Mapping[st
     for denoiser in chosen:
         name = train_stage(denoiser)
         goes_on = context.resume.get(name)
-        arguments = ["--resume_from_checkpoint", goes_on] if goes_on else []
+        arguments = ["--resume_from_checkpoint", goes_on.name] if goes_on else []
         stages.append(_stage(name, context, main_file(denoiser), arguments))
     return Rendering(files, stages, _notes(recipe, entry, context, own))
 

@@ -1,6 +1,6 @@
-"""Compares what lorapod says that a trainer reads with what the trainer's sources read.
+"""Compares what lorapod says that diffusion-pipe reads with what its sources read.
 
-    python tools/check_trainer_interface.py --diffusion-pipe DIR     DIR: a checkout
+    python tools/diffusion_pipe_interface.py DIR     DIR: a checkout
 
 Fails, naming them, where sources read a key that `interface.toml` lacks, or where it holds one that no source reads.
 Constructors of optimizers outside the checkout are not looked at. A move to another commit of a trainer starts with this.
@@ -94,8 +94,8 @@ def differences(checkout: Path) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--diffusion-pipe", type=Path, required=True, metavar="DIR")
-    checkout: Path = parser.parse_args().diffusion_pipe
+    parser.add_argument("checkout", type=Path, metavar="DIR")
+    checkout: Path = parser.parse_args().checkout
     asked = subprocess.run(
         ["git", "-C", str(checkout), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
     )

@@ -1,21 +1,15 @@
 """Near-duplicate search: seconds for 20,000 pictures once their looks are known, and for hashes made to be slow.
 
-    python benchmarks/data_duplicates.py [--pictures 20000] [--drawn 2000]
-
 Looks are of drawn pictures, each once and some of them again, saved at lower quality, scaled, cropped or mirrored; to
 reach the number of pictures, further looks have random hashes and thumbnails. Hostile hashes are those on which an index
-by parts of the hash degrades: all the same, all in one small ball, all sharing one part. Limit: 10 seconds of CPU time
-each. What is found of the copies, and what is found that is none, is counted along. The result is a line of JSON and a
-sentence.
+by parts of the hash degrades: all the same, all in one small ball, all sharing one part.
 """
 
 from __future__ import annotations
 
-import argparse
 import base64
 import dataclasses
 import io
-import json
 import random
 import tempfile
 import time
@@ -25,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from data_parts.common import Line
 from lorapod.data.duplicates import near_duplicates, near_hashes
 from lorapod.data.look import Look, look_at_picture
 
@@ -88,35 +83,22 @@ def hostile(count: int) -> dict[str, list[int]]:
     return {"identical": [7] * count, "one ball": ball.tolist(), "one part shared": part.tolist()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=20_000)
-    parser.add_argument("--drawn", type=int, default=2_000)
-    arguments = parser.parse_args()
-    drawn = arguments.drawn
-    looks, copies = looks_of(drawn, arguments.pictures)
-    began, cpu = time.perf_counter(), time.process_time()
+def near_copies(pictures: int, drawn: int) -> list[Line]:
+    """CPU seconds of the search, what it finds of the copies and what it finds wrongly."""
+    looks, copies = looks_of(drawn, pictures)
+    cpu = time.process_time()
     groups = near_duplicates(looks)
-    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    cpu = time.process_time() - cpu
     pairs = {(group.members[0], each) for group in groups for each in group.members[1:]}
     right = sum((i, drawn + i) in pairs for i in range(copies))
-    wrong = len(pairs) - right
     slow = {}
-    for name, hashes in hostile(arguments.pictures).items():
+    for name, hashes in hostile(pictures).items():
         start = time.process_time()
         near_hashes(hashes)
-        slow[name] = round(time.process_time() - start, 2)
-    result = {
-        "pictures": len(looks), "seconds": round(seconds, 2), "cpu_seconds": round(cpu, 2), "copies": copies,
-        "copies_found": right, "found_wrongly": wrong, "hostile_cpu_seconds": slow, "limit": LIMIT,
-    }  # fmt: skip
-    print(json.dumps(result))
-    worst = max([cpu, *slow.values()])
-    print(
-        f"Searching {len(looks):,} pictures took {cpu:.1f} s of CPU time ({worst:.1f} s for the slowest hostile hashes; "
-        f"limit {LIMIT:.0f}): {right} of {copies} copies found, {wrong} wrongly."
-    )
-
-
-if __name__ == "__main__":
-    main()
+        slow[name] = time.process_time() - start
+    detail = f"{right} of {copies} copies found, {len(pairs) - right} wrongly"
+    worst = ", ".join(f"{name} {seconds:.1f}" for name, seconds in slow.items())
+    return [
+        Line(f"near copies among {pictures:,}", cpu, "s of CPU", LIMIT, False, detail),
+        Line("the same, hostile hashes", max(slow.values()), "s of CPU", LIMIT, False, worst),
+    ]

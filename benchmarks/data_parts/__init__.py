@@ -1,0 +1,1 @@
+"""The measurements that `benchmarks/data.py` takes, one file a subject."""
