@@ -132,7 +132,7 @@ def explain(
     if raised:
         return StageFailedError(
             f"The stage {stage} failed: {str(raised)[:300]}",
-            f"Its last words: {last}",
+            f"Its exit status is {code}." if code >= 0 else f"It was ended by signal {-code}.",
             "The whole output is in log.txt.",
         )
     return StageFailedError(

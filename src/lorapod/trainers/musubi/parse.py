@@ -42,9 +42,11 @@ class Reader:
         self.total: int | None = None
         self.loss_broke: int | None = None
         self.tracebacks = Tracebacks()
+        self._told, self._loss = -1, ""
+        self._held: Event | None = None
 
-    def read(self, line: str) -> Event | None:
-        """The event of a line, or None for one that is only for the log."""
+    def read(self, line: str) -> list[Event]:
+        """The events of a line; none for one that is only for the log."""
         if len(line) > _LONGEST:
             line = line[-_LONGEST:]
         self.tracebacks.read(line)  # its head may stand behind a bar that has no line end
@@ -53,33 +55,55 @@ class Reader:
         line = line.strip()
         if line.startswith("epoch ") and (found := _EPOCH.match(line)):
             self.epoch = int(found[1])
-        elif not self.stage.startswith("train") and (found := _ITEMS.search(line)):
-            return event("progress", stage=self.stage, done=int(found[1]), total=0, unit="batches")
-        return None
+        elif not self.stage.startswith("train") and (found := _ITEMS.search(line)) and int(found[1]):
+            return [event("progress", stage=self.stage, done=int(found[1]), total=0, unit="batches")]
+        return []
 
-    def _bar(self, line: str) -> Event | None:
-        states = list(_BAR.finditer(line))
-        if not states:
-            return None
-        found = states[-1]  # of a bar whose states were not taken apart
-        done, total = int(found["done"]), int(found["total"])
-        if not found["what"].strip().endswith("steps"):
-            if self.stage.startswith("train"):
-                return None  # loading and sampling draw bars of their own
-            return event("progress", stage=self.stage, done=done, total=total, unit="batches")
-        if found["loss"] is None:
-            return None
-        self.step, self.total = done + self.offset, total + self.offset
+    def rest(self) -> list[Event]:
+        """The step that is held back, when the output is over."""
+        held, self._held = self._held, None
+        return [held] if held else []
+
+    def _bar(self, line: str) -> list[Event]:
+        events = []
+        for found in _BAR.finditer(line):  # a bar's states, where they were not taken apart
+            done, total = int(found["done"]), int(found["total"])
+            if found["what"].strip().endswith("steps"):
+                if found["loss"] is not None:
+                    events += self._step(done + self.offset, total + self.offset, found)
+            elif not self.stage.startswith("train"):  # there, loading and sampling draw bars of their own
+                events = [event("progress", stage=self.stage, done=done, total=total, unit="batches")]
+        return events
+
+    def _step(self, step: int, total: int, found: re.Match[str]) -> list[Event]:
+        """One event a step. The bar is drawn twice in a slow step, first with the loss of the step before: such a state
+        is held back until it is seen whether another one follows."""
+        if step == self._told:
+            return []
+        events = self.rest() if self._held and self._held["step"] != step else []
+        self.step, self.total = step, total
+        text = found["loss"]
+        loss = _number(text)
+        if not math.isfinite(loss):  # JSON has no such number
+            self.loss_broke = self.loss_broke or step
+            self._held = None
+            return events
         rate = float(found["rate"]) if found["rate"] != "?" else 0.0
         seconds = rate if found["unit"] == "s/it" else 1 / rate if rate else 0.0
-        loss = _number(found["loss"])
-        if not math.isfinite(loss):  # JSON has no such number
-            self.loss_broke = self.loss_broke or self.step
-            return None
-        return event(
-            "step", step=self.step, total=self.total, epoch=self.epoch, loss=loss,
-            lr=self.learning_rate, seconds=round(seconds, 4),
-        )  # fmt: skip
+        made = event(
+            "step",
+            step=step,
+            total=total,
+            epoch=self.epoch,
+            loss=loss,
+            lr=self.learning_rate,
+            seconds=round(seconds, 4),
+        )
+        if text == self._loss and self._held is None:
+            self._held = made
+            return events
+        self._told, self._loss, self._held = step, text, None
+        return [*events, made]
 
 
 def _number(text: str) -> float:

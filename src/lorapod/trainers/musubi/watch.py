@@ -91,12 +91,15 @@ class MusubiWatch(ProcessWatch):
             write_text_whole(path, f"{self.reader.total}\n")
         if self.reader.loss_broke is not None and self.doom is None:
             self.break_off(self.reader.loss_broke)
-        return [] if found is None else [found]
+        return found
 
     def tick(self) -> list[Event]:
-        return [*super().tick(), *self.last_events()]
+        return [*super().tick(), *self._new_files()]
 
     def last_events(self) -> list[Event]:
+        return [*self.reader.rest(), *self._new_files()]
+
+    def _new_files(self) -> list[Event]:
         return [*self._new_states(), *self._new_loras(), *self._new_previews()] if self.trains else []
 
     def stopped(self, code: int, forced: bool) -> Ending:
