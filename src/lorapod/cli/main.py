@@ -20,7 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("lorapod.cli.train:train", "Train a LoRA from a recipe, or go on with a run."),
     "recipe": ("lorapod.cli.recipe:app", "Make, show and check recipes."),
     "models": ("lorapod.cli.models:app", "List, fetch, verify and remove base models."),
-    "trainers": ("lorapod.cli.trainers:app", "Install and check the external trainers."),
+    "trainers": ("lorapod.cli.trainers:app", "Install, check and remove external trainers."),
     "dataset": ("lorapod.cli.dataset:app", "Look at a dataset before it is trained on."),
     "caption": ("lorapod.cli.caption:app", "Write captions for pictures and clips, and take them back."),
     "runs": ("lorapod.cli.runs:app", "List, watch and stop runs."),
