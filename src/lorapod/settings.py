@@ -6,6 +6,9 @@ import os
 import re
 from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
+from pathlib import Path
+
+from lorapod.errors import RequestError
 
 _SECRET_NAME = re.compile(r"(TOKEN|API_KEY|APIKEY|PASSWORD|SECRET|ACCESS_KEY)$", re.IGNORECASE)
 
@@ -75,3 +78,33 @@ def mask_secrets(text: str, secrets: Iterable[str]) -> str:
     for secret in secrets:
         text = text.replace(secret, "***")
     return text
+
+
+def environment_of(workspace: Path) -> dict[str, str]:
+    """The environment, over what the workspace's `.env` says (lines of NAME=VALUE, with or without quotes and `export`).
+
+    Raises:
+        RequestError: The file cannot be read, or others may read it.
+    """
+    file = workspace / ".env"
+    try:
+        is_open = bool(file.stat().st_mode & 0o077)
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return dict(os.environ)
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(
+            f"{file} cannot be read", str(error), "Make it a text file of NAME=VALUE lines that you may read."
+        ) from error
+    if is_open:
+        raise RequestError(
+            f"Others may read the keys in {file}", "Its mode lets them.", f"Run `chmod 600 {file}`, then run again."
+        )
+    found: dict[str, str] = {}
+    for line in lines:
+        name, equals, value = line.strip().removeprefix("export ").partition("=")
+        if equals and not name.startswith("#"):
+            value = value.strip()
+            is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
+            found[name.strip()] = value[1:-1] if is_quoted else value
+    return found | dict(os.environ)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -162,18 +163,23 @@ def test_torchs_own_layer_holds_torch_and_what_it_brings() -> None:
 def test_a_trainer_that_the_image_brings_is_used_until_the_workspace_has_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lorapod.trainers.installed import find_installation
+    from lorapod.recipe import TrainerName
+    from lorapod.trainers.installs import find_installation
 
     def put(folder: Path, commit: str) -> None:
-        (folder / "musubi/environment/bin").mkdir(parents=True)
-        (folder / "musubi/environment/bin/python").touch()
-        (folder / "musubi/repository").mkdir()
-        (folder / "musubi/installed.json").write_text(f'{{"commit": "{commit}"}}')
+        home = folder / "musubi/checkout"
+        (folder / "musubi/venv/bin").mkdir(parents=True)
+        python = folder / "musubi/venv/bin/python"
+        python.touch()
+        home.mkdir()
+        noted = {"name": "musubi", "home": str(home), "python": str(python), "commit": commit, "done": ["checked"]}
+        (folder / "musubi/install.json").write_text(json.dumps(noted))
 
     baked = re.search(r"LORAPOD_TRAINERS=(\S+)", DOCKERFILE)
     assert baked and f"COPY --from=trainers {baked[1]} {baked[1]}" in DOCKERFILE
     put(tmp_path / "baked", "a" * 40)
     monkeypatch.setenv("LORAPOD_TRAINERS", str(tmp_path / "baked"))
-    assert find_installation("musubi", Workspace(tmp_path / "w")).home == tmp_path / "baked/musubi/repository"
+    found = find_installation(TrainerName.MUSUBI, Workspace(tmp_path / "w"))
+    assert found.home == str(tmp_path / "baked/musubi/checkout")
     put(tmp_path / "w/trainers", "b" * 40)
-    assert find_installation("musubi", Workspace(tmp_path / "w")).commit == "b" * 40
+    assert find_installation(TrainerName.MUSUBI, Workspace(tmp_path / "w")).commit == "b" * 40

@@ -90,15 +90,6 @@ class Overview:
 
 _LAST_RUNS = 3
 
-_CAPTIONERS: dict[str, tuple[tuple[str, ...], str, bool]] = {
-    "joycaption": (("torch", "transformers"), "", True),
-    "qwen-vl": (("torch", "transformers"), "", True),
-    "gemini": (("google.genai",), "GEMINI_API_KEY", False),
-    "openai": (("openai",), "OPENAI_API_KEY", False),
-    "template": ((), "", False),
-}
-"""Captioner to the packages, the key, and whether the GPU that it needs."""
-
 
 def gather(workspace: Workspace) -> Overview:
     """Looks at everything; what cannot be read is `trouble`, and the rest is there all the same."""
@@ -115,7 +106,7 @@ def gather(workspace: Workspace) -> Overview:
         keys=keys,
         models=_models(workspace, trouble),
         trainers=_trainers(workspace),
-        captioners=tuple(CaptionerState(name, _lacks(name, keys, gpus)) for name in _CAPTIONERS),
+        captioners=_captioners(gpus),
         runs=_runs(workspace),
         services=tuple(read_running()),
         trouble=tuple(trouble),
@@ -138,27 +129,24 @@ def _models(workspace: Workspace, trouble: list[LorapodError]) -> tuple[BaseMode
 
 
 def _trainers(workspace: Workspace) -> tuple[TrainerState, ...]:
-    from lorapod.trainers.install import sources
-    from lorapod.trainers.installed import find_installation
+    from lorapod.trainers.installs import find_installation
+    from lorapod.trainers.pins import installable
 
     found = [TrainerState("builtin", installed=all(map(_has, ("torch", "diffusers", "transformers", "peft"))))]
-    for name in sources():
+    for name in installable():
         try:
-            found.append(TrainerState(name, True, find_installation(name, workspace).commit))
+            found.append(TrainerState(name.value, True, find_installation(name, workspace).commit))
         except RequestError:
-            found.append(TrainerState(name, False))
+            found.append(TrainerState(name.value, False))
     return tuple(found)
 
 
-def _lacks(captioner: str, keys: dict[str, bool], gpus: Gpus) -> str:
-    packages, key, gpu = _CAPTIONERS[captioner]
-    missing = [name for name in packages if not _has(name)]
-    wants = [f"the package {name}" for name in missing]
-    if key and not keys.get(key):
-        wants.append(key)
-    if gpu and not gpus.found:
-        wants.append("a GPU")
-    return " and ".join(wants)
+def _captioners(gpus: Gpus) -> tuple[CaptionerState, ...]:
+    from lorapod.captioning.registry import KNOWN, lacks
+
+    largest = gpus.largest
+    memory = (largest.memory_total or 0) / (1 << 30) if largest else 0.0
+    return tuple(CaptionerState(name, " and ".join(lacks(name, os.environ, memory))) for name in KNOWN)
 
 
 def _has(package: str) -> bool:

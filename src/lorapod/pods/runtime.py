@@ -94,7 +94,9 @@ class Running:
 
 def write_running(folder: Path, running: Sequence[Running]) -> None:
     """Notes what runs; links hold tokens, so only this user may read it."""
-    write_text_whole(folder / "services.json", json.dumps([asdict(one) for one in running], indent=1) + "\n", 0o600)
+    write_text_whole(
+        folder / "services.json", json.dumps([asdict(one) for one in running], indent=1) + "\n", mode=0o600
+    )
 
 
 def read_running() -> list[Running]:
@@ -140,7 +142,7 @@ def token(name: str, given: str, private: Path, runtime: Path) -> Secret:
     for folder in (private, runtime):
         with suppress(DiskError, OSError):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_text_whole(folder / name, value + "\n", 0o600)
+            write_text_whole(folder / name, value + "\n", mode=0o600)
             return Secret(value, kept=folder / name, open_to=_open_to(folder / name))
     return Secret(value)
 

@@ -198,9 +198,9 @@ def _ssh(workspace: Workspace, runtime: Path, environment: Mapping[str, str], po
         return None, found
     try:
         host_key = _host_key(maker, workspace.private, runtime)
-        write_text_whole(runtime / "authorized_keys", "".join(f"{key}\n" for key in keys), 0o600)
+        write_text_whole(runtime / "authorized_keys", "".join(f"{key}\n" for key in keys), mode=0o600)
         setting = _sshd_settings(port, host_key, runtime, _shell_environment(environment, workspace))
-        write_text_whole(runtime / "sshd_config", setting, 0o600)
+        write_text_whole(runtime / "sshd_config", setting, mode=0o600)
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(
                 mode=0o755, parents=True, exist_ok=True
@@ -260,8 +260,8 @@ def _host_key(maker: str, private: Path, runtime: Path) -> Path:
         fresh.with_suffix(".pub").unlink()
         with suppress(DiskError, OSError):  # a workspace that cannot be written: the key lasts as long as the container
             private.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_text_whole(private / name, text, 0o600)
-    write_text_whole(copy, text, 0o600)
+            write_text_whole(private / name, text, mode=0o600)
+    write_text_whole(copy, text, mode=0o600)
     return copy
 
 
