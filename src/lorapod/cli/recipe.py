@@ -135,3 +135,38 @@ def render_command(
         typer.echo(path)
     for note in notes:
         typer.echo(f"Note: {note}", err=True)
+
+
+@app.command("import")
+def import_command(
+    context: typer.Context,
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE...",
+            help="The configuration, and its dataset file or the script with its command line where they are files of "
+            "their own.",
+            show_default=False,
+        ),
+    ],
+    format: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="diffusion-pipe, musubi, ai-toolkit, kohya or template. [default: by what is in it]",
+            show_default=False,
+        ),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", metavar="MODEL", help="Base model, where the files do not tell.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File to write. [default: NAME.toml]", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what became of each key as JSON.")] = False,
+) -> None:
+    """Make a recipe out of another trainer's configuration, and say what became of each key."""
+    from lorapod.cli.recipe_import import import_recipe
+
+    import_recipe(files, format, base, out, as_json, _workspace(context))

@@ -306,7 +306,7 @@ def _notes(recipe: Recipe, entry: Entry, context: RenderContext, own: Mapping[st
             f"A LoRA file is kept every {recipe.saving.checkpoint_every} steps, since none can be made of a checkpoint of "
             "diffusion-pipe."
         )
-    if model_type(entry) == "sdxl":
+    if model_type(entry) == "sdxl" and not {"text_encoder_1_lr", "text_encoder_2_lr"} & own.get("model", {}).keys():
         notes.append("The text encoders of SDXL are left as they are (learning rate 0).")
     if recipe.training.steps and recipe.optimizer.schedule.value != "constant" and not context.steps_per_epoch:
         notes.append(
