@@ -25,7 +25,7 @@ from lorapod.engine.checkpoint import Place, checkpoints_in, load_checkpoint, re
 from lorapod.engine.evaluate import Evaluation, loss_of
 from lorapod.engine.experts import adapter_copy, drop_frozen, file_for, free_memory, lent, sample_in_turns, take_frozen
 from lorapod.engine.export import write_lora
-from lorapod.engine.families import Expert, ReadsSingleFiles, WeighsBySnr
+from lorapod.engine.families import Expert, WeighsBySnr
 from lorapod.engine.job import Job
 from lorapod.engine.optimizers import build_optimizer, rate_at, weights_for_use
 from lorapod.engine.output import emit
@@ -172,7 +172,7 @@ class Training:
             yield
             return
         family = self.job.family
-        naming = family.denoiser_naming() if isinstance(family, ReadsSingleFiles) else None
+        naming = family.denoiser_naming(self.denoiser.config)
         stored = stored_weights(self.job.base, self.expert.component, naming)
         adapters.restore(self.denoiser, family, self.job.training_adapter, stored)
         try:
