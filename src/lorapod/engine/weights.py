@@ -331,6 +331,7 @@ def load_transformers(
     model.tie_weights()  # what is one tensor under two names became two in `empty`
     with stored_weights(base, component, naming) as weights:
         weights.load_into(model, device, dtype)
+    model.tie_weights()
     return model
 
 
