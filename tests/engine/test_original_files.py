@@ -25,7 +25,9 @@ from fakes.original_files import (
 )
 from lorapod.engine.families import Family, family_of, ldm_names
 from lorapod.engine.families.wan import Wan
-from lorapod.models import BaseModel
+from lorapod.models import BaseModel, entries, find_base_model
+from lorapod.models.fetch import pull
+from lorapod.workspace import Workspace
 
 CPU = torch.device("cpu")
 FP32 = torch.float32
@@ -266,3 +268,32 @@ def test_diffusers_converts_such_a_checkpoint_to_the_same(folders: dict[str, Pat
     big = utils.convert_open_clip_checkpoint(model, dict(tensors), prefix="conditioner.embedders.1.model.")
     stored: dict[str, Tensor] = component(folder / "text_encoder_2")
     assert_gives_what_is_there({name: tensor for name, tensor in big.items() if name in stored}, stored)
+
+
+ENTRY = """
+name = "tiny"
+title = "Tiny"
+family = "sdxl"
+modality = "picture"
+licence = "none"
+files = [
+    {{ layout = "diffusers", part = "config", local = "{config}" }},
+    {{ layout = "single-files", part = "checkpoint", local = "{file}", components = ["unet", "vae", "text_encoder", "text_encoder_2"] }},
+]
+[trainers.builtin]
+needs = ["diffusers/config", "single-files/*"]
+"""  # noqa: E501
+
+
+def test_a_checkpoint_of_the_catalogue_is_found_as_all_its_parts(folders: dict[str, Path], tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "workspace")
+    config = shutil.copytree(folders["sdxl"], tmp_path / "config", ignore=shutil.ignore_patterns("*.safetensors"))
+    path = saved(sdxl_file(folders["sdxl"]), tmp_path / "sdxl.safetensors")
+    (workspace.models / "entries").mkdir(parents=True)
+    (workspace.models / "entries/tiny.toml").write_text(ENTRY.format(config=config, file=path), encoding="utf-8")
+    pull(entries(workspace)["tiny"], None, workspace)
+    base = find_base_model("tiny", workspace)
+    assert {part: base.weights(part) for part in ("unet", "vae", "text_encoder", "text_encoder_2")} == dict.fromkeys(
+        ("unet", "vae", "text_encoder", "text_encoder_2"), [path]
+    )
+    assert_same(*denoisers(base, whole(folders, "sdxl")))
