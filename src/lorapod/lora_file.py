@@ -26,7 +26,7 @@ import tomlkit
 from lorapod import __version__
 from lorapod.errors import AdapterError
 from lorapod.files import sha256_of, written_whole
-from lorapod.recipe.schema import Recipe
+from lorapod.recipe.schema import AdapterKind, Recipe
 
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors format
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
@@ -41,6 +41,9 @@ LoraLayout = Literal["comfyui", "diffusers", "kohya"]
 """How the keys are named: `diffusion_model.x.lora_A`, `transformer.x.lora_A` (or bare), `lora_unet_x.lora_down`."""
 
 _OTHER_ADAPTERS = {"lokr_": "LoKr", "hada_": "LoHa", "oft_": "OFT", "glora": "GLoRA", "ia3": "IA3"}
+
+_NETWORKS = dict.fromkeys((AdapterKind.LOKR, AdapterKind.LOHA, AdapterKind.OFT), "lycoris.kohya")
+"""Kind of adapter to the network module that sd-scripts would name."""
 
 _ARCHITECTURES = {
     "z_image": "Z-Image",
@@ -235,7 +238,7 @@ def metadata_for(
         "ss_base_model_version": family,
         "ss_sd_model_name": base_name,
         "ss_sd_model_hash": base_model_hash,
-        "ss_network_module": "networks.lora",
+        "ss_network_module": _NETWORKS.get(recipe.adapter.kind, "networks.lora"),
         "ss_network_dim": recipe.adapter.rank,
         "ss_network_alpha": recipe.alpha,
         "ss_network_dropout": recipe.adapter.dropout,
@@ -466,6 +469,7 @@ def _without_folders(recipe_text: str) -> str:
         if key in base and PurePath(base[key]).is_relative_to(Path.home()):
             base[key] = str("~" / PurePath(base[key]).relative_to(Path.home()))
     own = [(document.get("adapter", {}), "continue_from")]
+    own += [(merged, "path") for merged in document.get("adapter", {}).get("merged", [])]
     own += [(dataset, "path") for dataset in document.get("datasets", [])]
     previews = document.get("previews", {})
     if "first_frames" in previews:

@@ -44,6 +44,8 @@ _TARGETS = {
     Targets.ATTENTION: _ATTENTION,
     Targets.ATTENTION_FEED_FORWARD: f"{_ATTENTION}|{_FEED_FORWARD}",
     Targets.ALL: rf"{_ATTENTION}|{_FEED_FORWARD}|{_DOUBLE}\.norm1(?:_context)?\.linear|{_SINGLE}\.norm\.linear",
+    # Layers that are enough for a likeness by the documentation of ai-toolkit.
+    Targets.CHARACTER: r"single_transformer_blocks\.(?:7|12|16|20)\.proj_out",
 }
 
 

@@ -42,6 +42,9 @@ _TARGETS = {
     Targets.ATTENTION_FEED_FORWARD: rf"{_LAYER}\.(?:{_ATTENTION}|ff\.net\.(?:0\.proj|2))",
     Targets.ALL: rf"{_LAYER}\.(?:{_ATTENTION}|ff\.net\.(?:0\.proj|2))"
     rf"|{_BLOCKS}\.(?:attentions\.\d+\.proj_(?:in|out)|resnets\.\d+\.time_emb_proj)",
+    # The two blocks that B-LoRA (arXiv 2403.14572) found to hold a picture's content and its style.
+    Targets.CHARACTER: rf"up_blocks\.0\.attentions\.0\.transformer_blocks\.\d+\.{_ATTENTION}",
+    Targets.STYLE: rf"up_blocks\.0\.attentions\.1\.transformer_blocks\.\d+\.{_ATTENTION}",
 }
 
 

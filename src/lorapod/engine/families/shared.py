@@ -10,6 +10,7 @@ from torch import nn
 
 from lorapod.engine.families.base import Expert
 from lorapod.engine.weights import Naming, load_diffusers
+from lorapod.errors import RequestError
 from lorapod.models import BaseModel
 from lorapod.recipe.schema import Targets
 
@@ -37,5 +38,16 @@ class OfDiffusers:
         return load_diffusers(kind, base, expert.component, device, dtype, self.denoiser_naming)
 
     def targets(self, targets: Targets) -> str:
-        """Regular expression that fully matches the names of the modules which get an adapter."""
+        """Regular expression that fully matches the names of the modules which get an adapter.
+
+        Raises:
+            RequestError: The family has no such preset.
+        """
+        if targets not in self.target_layers:
+            can = ", ".join(f"`{each.value}`" for each in self.target_layers)
+            raise RequestError(
+                f"It is not known which layers of this base model learn {targets.value} alone",
+                f'`adapter.targets = "{targets.value}"` is for base models where that was found out.',
+                f"Choose among {can}, or list patterns of layers.",
+            )
         return self.target_layers[targets]

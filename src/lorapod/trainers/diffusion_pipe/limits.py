@@ -19,7 +19,7 @@ from lorapod.recipe.schema import (
     TimestepSampling,
 )
 from lorapod.trainers.diffusion_pipe.networks import NETWORKS, TRAINER, most_swapped, needs_one_size, takes_clips_only
-from lorapod.trainers.rendering import RenderContext
+from lorapod.trainers.rendering import RenderContext, beyond_external
 
 OPTIMIZERS = {
     OptimizerKind.ADAMW: "adamw_optimi",
@@ -52,6 +52,8 @@ def _check_adapter(recipe: Recipe, entry: Entry) -> None:
     if adapter.kind is not AdapterKind.LORA and not (adapter.kind is AdapterKind.LOKR and network.lokr):
         can = "lora and lokr" if network.lokr else "lora"
         raise _cannot(f"train adapters of kind {adapter.kind.value} here", "adapter.kind", f"It can train {can}.")
+    if beyond := beyond_external(adapter):
+        raise _cannot(*beyond, "builtin can.")
     if recipe.alpha != adapter.rank:
         raise _cannot(
             "take an alpha other than the rank",

@@ -195,9 +195,10 @@ def training_adapter(recipe: Recipe, files: dict[str, Path]) -> Path | None:
     return files["single-files/training_adapter"]
 
 
-def left_out(entry: Entry, targets: Targets) -> str:
+def left_out(entry: Entry, targets: Targets | list[str]) -> str:
     """Regular expression of the layers that get no adapter, for `exclude_modules`; empty for none."""
     network = NETWORKS[entry.family]
+    assert isinstance(targets, Targets)  # `limits` refuses patterns
     wanted = {
         Targets.ALL: [],
         Targets.ATTENTION_FEED_FORWARD: [network.modulation],

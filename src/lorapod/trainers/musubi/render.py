@@ -38,7 +38,14 @@ from lorapod.trainers.musubi.architectures import (
     makes_clips_of_pictures,
 )
 from lorapod.trainers.musubi.interface import check_own
-from lorapod.trainers.rendering import RenderContext, RenderedFile, RenderedStage, Rendering, View
+from lorapod.trainers.rendering import (
+    RenderContext,
+    RenderedFile,
+    RenderedStage,
+    Rendering,
+    View,
+    beyond_external,
+)
 
 Options = dict[str, Any]
 """Command-line options by name: True is a flag, False and None leave the option out, a list gives several values."""
@@ -69,6 +76,8 @@ def check(recipe: Recipe, entry: Entry) -> None:
     training, adapter = recipe.training, recipe.adapter
     if adapter.kind not in (AdapterKind.LORA, *_NETWORKS):
         raise _cannot(f"train adapters of kind {adapter.kind.value}", "adapter.kind", "builtin can")
+    if beyond := beyond_external(adapter):
+        raise _cannot(*beyond, "builtin can")
     if adapter.continue_from:
         raise _cannot("start from a LoRA file in the key layouts of lorapod", "adapter.continue_from", "builtin can")
     if recipe.optimizer.kind not in _OPTIMIZERS:
