@@ -53,8 +53,9 @@ def scale_of(parts: Parts, alpha: float | None) -> float:
 
 def fits(parts: Parts, shape: torch.Size) -> bool:
     """Whether the tensors are a whole adapter for a weight of that shape."""
+    on_meta = {name: tensor.to("meta") for name, tensor in parts.items()}
     try:
-        return changed(torch.zeros(shape, device="meta"), {n: t.to("meta") for n, t in parts.items()}, 1.0)
+        found = changed(torch.zeros(shape, device="meta"), on_meta, 1.0)
     except (KeyError, RuntimeError):
         return False
     return bool(found.shape == shape)
@@ -71,7 +72,8 @@ def changed(weight: Tensor, parts: Parts, alpha: float | None) -> Tensor:
     parts = {name: tensor.to(weight.device, torch.float32) for name, tensor in parts.items()}
     scale, kind = scale_of(parts, alpha), kind_of(parts)
     if kind is AdapterKind.OFT:
-        return rotated(weight, parts["oft_blocks"])
+        turning = rotations(parts["oft_blocks"])
+        return torch.einsum("knm,kni->kmi", turning, weight.unflatten(0, turning.shape[:2])).flatten(0, 1)
     if kind is AdapterKind.LOHA:
         product = (parts["hada_w1_a"] @ parts["hada_w1_b"]) * (parts["hada_w2_a"] @ parts["hada_w2_b"])
     elif kind is AdapterKind.LOKR:
@@ -90,13 +92,11 @@ def _factor(parts: Parts, name: str) -> Tensor:
     return parts[name] if name in parts else parts[f"{name}_a"] @ parts[f"{name}_b"]
 
 
-def rotated(rows: Tensor, blocks: Tensor) -> Tensor:
-    """Rows (o, …) turned block by block by the rotations of `blocks` (n, b, b), o = n b."""
-    count, side, _ = blocks.shape
-    one = torch.eye(side, device=blocks.device, dtype=blocks.dtype)
+def rotations(blocks: Tensor) -> Tensor:
+    """The rotation of each of `blocks` (n, b, b), likewise."""
+    one = torch.eye(blocks.shape[1], device=blocks.device, dtype=blocks.dtype)
     skew = blocks - blocks.transpose(1, 2)
-    rotation = torch.linalg.solve(one - skew, one + skew)  # the two commute, so that left and right are the same
-    return torch.einsum("knm,kn...->km...", rotation, rows.unflatten(0, (count, side))).flatten(0, 1)
+    return torch.linalg.solve(one - skew, one + skew)  # the two commute, so that left and right are the same
 
 
 class OftLayer(nn.Module):  # type: ignore[misc]
@@ -116,7 +116,9 @@ class OftLayer(nn.Module):  # type: ignore[misc]
     def forward(self, x: Tensor) -> Tensor:
         plain = functional.linear(x, self.base_layer.weight)  # (…, o)
         with torch.autocast(x.device.type, enabled=False):
-            turned = rotated(plain.float().movedim(-1, 0), self.oft_blocks.float()).movedim(0, -1).to(plain.dtype)
+            turning = rotations(self.oft_blocks.float())
+            blocks = plain.float().unflatten(-1, turning.shape[:2])  # (…, n, b)
+            turned = torch.einsum("knm,...kn->...km", turning, blocks).flatten(-2).to(plain.dtype)
         bias = self.base_layer.bias
         return turned if bias is None else turned + bias
 

@@ -1,8 +1,8 @@
 """Checkpoints: all state needed to go on bit for bit, in one safetensors file that appears whole or not at all.
 
 Tensors are the adapter's, its average's and the optimizer's; the metadata holds the rest as JSON: step, optimizer
-settings, losses so far, and the digest of the recipe. Random numbers follow from seed and step (`engine.noise`), the place in the data from
-the step, the learning rate from the step: none of them needs to be kept.
+settings, losses so far, and the digest of the recipe. Random numbers follow from seed and step (`engine.noise`), the place
+in the data from the step, the learning rate from the step: none of them needs to be kept.
 """
 
 from __future__ import annotations

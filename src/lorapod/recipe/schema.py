@@ -211,9 +211,9 @@ class AdapterSection(Section):
     )
     targets: Targets | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] = Field(
         Targets.ATTENTION_FEED_FORWARD,
-        description="Which linear layers get an adapter: `attention`, `attention+feed-forward`, or `all` of a block; `style` "
-        "or `character`, the few layers that learn mostly the one (SDXL, and FLUX.1 for characters); or a list of patterns of "
-        'diffusers\' names of layers, as `["blocks.1?.attn1.*", "*.ffn.net.2"]`, where `*` is any text.',
+        description="Which linear layers get an adapter: `attention`, `attention+feed-forward`, or `all` of a block; "
+        "`style` or `character`, the few layers that learn mostly the one (SDXL, and FLUX.1 for characters); or a list of "
+        'patterns of diffusers\' names of layers, as `["blocks.1?.attn1.*", "*.ffn.net.2"]`, where `*` is any text.',
     )
     continue_from: Path | None = Field(
         None, description="A LoRA file to start from; its kind, rank and targets must match."
