@@ -20,11 +20,13 @@ from torch import Tensor, nn
 from lorapod import recipe as recipes
 from lorapod.engine import adapter_files, adapters
 from lorapod.engine.adapter_files import Merged
-from lorapod.engine.families import Conditions, Family
+from lorapod.engine.families import Conditions, Family, family_of
 from lorapod.engine.job import Job
 from lorapod.engine.prepare import prepare
 from lorapod.engine.train import Training
-from lorapod.recipe.schema import AdapterKind
+from lorapod.errors import AdapterError, RequestError
+from lorapod.models import BaseModel
+from lorapod.recipe.schema import AdapterKind, AdapterSection, Targets
 from lorapod.workspace import Workspace
 
 CPU = torch.device("cpu")
