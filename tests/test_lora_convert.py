@@ -260,12 +260,12 @@ def test_a_dora_goes_with_the_rows_of_its_layers(tmp_path: Path) -> None:
     parts = load_file(tmp_path / "parts.safetensors")
     stem = "transformer.transformer_blocks.0.attn"
     assert torch.equal(parts[f"{stem}.to_k.lora_magnitude_vector"], torch.arange(32.0, 64.0))
-    lora_convert.convert(tmp_path / "parts.safetensors", tmp_path / "back.safetensors", LoraFormat.KOHYA)
+    lora_convert.convert(tmp_path / "parts.safetensors", tmp_path / "back.safetensors", LoraFormat.KOHYA, "flux")
     assert torch.equal(load_file(tmp_path / "back.safetensors")[f"{key}.dora_scale"], lengths)
     del parts[f"{stem}.to_v.lora_magnitude_vector"]
     save_file(parts, tmp_path / "some.safetensors")
     with pytest.raises(AdapterError, match=r"img_attn\.qkv cannot be converted"):
-        lora_convert.convert(tmp_path / "some.safetensors", tmp_path / "x.safetensors", LoraFormat.KOHYA)
+        lora_convert.convert(tmp_path / "some.safetensors", tmp_path / "x.safetensors", LoraFormat.KOHYA, "flux")
 
 
 WHOLE = {
