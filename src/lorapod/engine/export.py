@@ -42,6 +42,9 @@ def lora_tensors(denoiser: nn.Module, family: Family, recipe: Recipe, format: Lo
     in B. DoRA adds `dora_scale` (out, 1), for diffusers `lora_magnitude_vector` (out,). LoHa, LoKr and OFT have the names of
     LyCORIS (`hada_w1_a`, `lokr_w1`, `oft_blocks`) in ComfyUI's and in kohya's layout; a LoKr of two whole factors has its
     scale in the second, since readers take 1 there whatever alpha says.
+
+    Unverified by running: ComfyUI itself. Its source (0.3.77) divides a `dora_scale` of rows by the length of the unchanged
+    row, where LyCORIS, peft and diffusers take that of the changed one; there a DoRA's effect differs by that ratio.
     """
     dtype = DTYPES[recipe.saving.precision]
     out: dict[str, Tensor] = {}
