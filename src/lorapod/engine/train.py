@@ -43,6 +43,7 @@ from lorapod.engine.output import emit
 from lorapod.engine.previews import Previews
 from lorapod.engine.weights import stored_weights
 from lorapod.errors import NonFiniteLossError
+from lorapod.files import sha256_of
 
 REPORT_SECONDS = 0.25
 REPORT_SECONDS_ON_GPU = 1.0
@@ -272,9 +273,11 @@ class Training:
         )
 
     def _digest(self) -> str:
-        """Of all that shapes the result: recipe, base model, and the bytes, captions and crops of the data."""
+        """Of all that shapes the result: recipe, base model with what is merged into it, and the bytes, captions and crops
+        of the data."""
         items = [(self.job.latents_key(i), i.captions, i.repeats, i.caption_dropout) for i in self.job.data.train]
         weights = [self.job.base.fingerprint(expert.component) for expert in self.job.experts]
+        weights += [sha256_of(merged.path) for merged in self.job.merged_adapters]
         return hashlib.sha256(repr([recipes.digest(self.recipe), weights, items]).encode()).hexdigest()
 
     def evaluate(self) -> None:

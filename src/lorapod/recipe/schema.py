@@ -193,8 +193,8 @@ class AdapterSection(Section):
         AdapterKind.LORA,
         description="`lora`; `rslora`, whose scale is alpha / sqrt(rank), for high ranks; `dora`, which learns the length "
         "of each row of the weights beside a LoRA; `loha` and `lokr`, a Hadamard and a Kronecker product, for small files; "
-        "`oft`, which turns the weights in blocks of up to `rank` rows and so keeps their lengths. diffusers reads a `dora` in "
-        "its own layout alone and the last three not at all.",
+        "`oft`, which turns the weights in blocks of up to `rank` rows and so keeps their lengths. diffusers reads a `dora` "
+        "in its own layout alone and the last three not at all.",
     )
     rank: int = Field(16, ge=1, le=1024, description="Rank of the update matrices; for `oft` the side of its blocks.")
     alpha: float | None = Field(
