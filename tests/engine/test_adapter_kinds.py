@@ -215,6 +215,17 @@ def test_a_pattern_that_fits_nothing_is_named_with_the_nearest_layers(models: di
     assert "layers.0.attention.to_q" in caught.value.why
 
 
+def test_a_wrong_pattern_is_refused_before_anything_is_cached(
+    recipe_file: Callable[..., Path], tmp_path: Path, models: dict[str, Path]
+) -> None:
+    """As is a layer that no file format has a name for."""
+    for number, pattern in enumerate(("*.to_zz", "t_embedder.mlp.0")):
+        run = run_of(recipe_file, models["z_image"], tmp_path / f"run-{number}", f"adapter.targets=['{pattern}']")
+        with pytest.raises(AdapterError, match="can have an adapter"):
+            prepare(Job(run, Workspace(tmp_path / "empty")), never)
+    assert not (tmp_path / "empty/cache").exists()
+
+
 def test_style_and_character_are_layers_of_sdxl_and_refused_elsewhere(models: dict[str, Path]) -> None:
     full = picture_models.full_size("sdxl")
     sdxl = family_of(BaseModel("tiny", "sdxl", models["sdxl"]))

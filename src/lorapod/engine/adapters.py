@@ -70,7 +70,8 @@ def target_names(denoiser: nn.Module, family: Family, targets: Targets | Sequenc
     """The linear layers that get an adapter, in the model's order.
 
     Args:
-        targets: A preset of the family, or patterns over names (`*` is any text, `?` any character, `[…]` a set).
+        targets: A preset of the family, or patterns over names (`*` is any text, `?` any character, `[…]` a set). They
+            choose among the layers of the preset `all`, whose names in files are known; nothing else would be found there.
 
     Raises:
         AdapterError: A pattern fits no layer.
@@ -79,15 +80,17 @@ def target_names(denoiser: nn.Module, family: Family, targets: Targets | Sequenc
     if isinstance(targets, Targets):
         wanted = re.compile(family.targets(targets))
         return [name for name in linear if wanted.fullmatch(name)]
+    known = re.compile(family.targets(Targets.ALL))
+    able = [name for name in linear if known.fullmatch(name)]
     for pattern in targets:
-        if not any(fnmatchcase(name, pattern) for name in linear):
-            near = _nearest(pattern, linear)
+        if not any(fnmatchcase(name, pattern) for name in able):
+            near = _nearest(pattern, able)
             raise AdapterError(
-                f"No linear layer of the base model is called {pattern}",
-                f"`adapter.targets` asks for it. The nearest of its {len(linear)} layers are {', '.join(near)}.",
+                f"No layer of the base model that can have an adapter is called {pattern}",
+                f"`adapter.targets` asks for it. The nearest of the {len(able)} layers are {', '.join(near)}.",
                 "Patterns are for whole names: `*.attn.to_q` finds that layer in every block.",
             )
-    return [name for name in linear if any(fnmatchcase(name, pattern) for pattern in targets)]
+    return [name for name in able if any(fnmatchcase(name, pattern) for pattern in targets)]
 
 
 def _nearest(pattern: str, names: list[str]) -> list[str]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from lorapod import recipe as recipes
 from lorapod.data import DataPlan, Geometry, MediaCache, TrainItem, plan_datasets, shown
 from lorapod.engine.adapter_files import Merged
+from lorapod.engine.adapters import target_names
 from lorapod.engine.cache import Cache
 from lorapod.engine.export import ONLY_LYCORIS
 from lorapod.engine.families import Expert, Family, ShiftsByResolution, TakesFirstFrame, WeighsBySnr, family_of
@@ -132,6 +133,8 @@ class Job:
         adapter = self.recipe.adapter
         if isinstance(adapter.targets, Targets):
             self.family.targets(adapter.targets)  # refuses a preset that it does not have
+        else:
+            target_names(self.family.empty_denoiser(self.base, self.experts[0]), self.family, adapter.targets)
         if adapter.kind in ONLY_LYCORIS and LoraFormat.DIFFUSERS in self.recipe.saving.formats:
             raise RequestError(
                 f"An adapter of kind {adapter.kind.value} cannot be written in the layout `diffusers`",

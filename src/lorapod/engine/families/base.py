@@ -101,6 +101,9 @@ class Family(Protocol):
     def load_denoiser(self, base: BaseModel, expert: Expert, device: torch.device, dtype: torch.dtype) -> nn.Module:
         """The denoiser, frozen."""
 
+    def empty_denoiser(self, base: BaseModel, expert: Expert) -> nn.Module:
+        """The denoiser without weights, for its layers' names and shapes."""
+
     def denoiser_naming(self, config: Mapping[str, Any]) -> Naming:
         """Where single files have each weight of a denoiser of that configuration."""
 

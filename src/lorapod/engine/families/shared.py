@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lorapod.engine.families.base import Expert
-from lorapod.engine.weights import Naming, load_diffusers
+from lorapod.engine.weights import Naming, empty, load_diffusers
 from lorapod.errors import RequestError
 from lorapod.models import BaseModel
 from lorapod.recipe.schema import Targets
@@ -36,6 +36,14 @@ class OfDiffusers:
 
         kind = getattr(diffusers, self.denoiser_class)
         return load_diffusers(kind, base, expert.component, device, dtype, self.denoiser_naming)
+
+    def empty_denoiser(self, base: BaseModel, expert: Expert) -> nn.Module:
+        """The denoiser without weights, for its layers' names and shapes."""
+        import diffusers
+
+        kind = getattr(diffusers, self.denoiser_class)
+        with empty():
+            return kind.from_config(kind.load_config(base.folder / expert.component, local_files_only=True))
 
     def targets(self, targets: Targets) -> str:
         """Regular expression that fully matches the names of the modules which get an adapter.
