@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 NEEDS_PYTHON := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format lint types docs docs-check bench clean
+.PHONY: help demo test check format lint types docs docs-check lock bench clean
 .DELETE_ON_ERROR:
 
 help: ## Say what there is
@@ -40,6 +40,9 @@ docs: $(VENV)/.installed-dev ## Write the generated pages of docs/
 
 docs-check: $(VENV)/.installed-dev ## Check that the generated pages of docs/ say what the code says
 	@$(BIN)/python tools/docs.py --check
+
+lock: $(VENV)/.installed-dev ## Pin by hash what the container holds (docker/requirements.lock)
+	@$(BIN)/python tools/lock.py
 
 bench: $(VENV)/.installed-dev ## Run the benchmarks, one after the other
 	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done

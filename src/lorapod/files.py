@@ -28,15 +28,19 @@ def disk_error(error: OSError, path: Path) -> LorapodError:
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def written_whole(path: Path, by_way_of: Path | None = None, mode: int = 0o644) -> Iterator[Path]:
     """Yields a temporary path beside `path` and renames it over `path`, synced to disk, when the block succeeds.
+
+    Args:
+        by_way_of: A folder of the same disk for the temporary file, which a kill leaves behind.
+        mode: Permissions of the file; 0o600 keeps a secret from other users from its first byte on.
 
     Raises:
         DiskError: The disk is full or cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}.", suffix=".part")
+        handle, name = tempfile.mkstemp(dir=by_way_of or path.parent, prefix=f".{path.name[:80]}.", suffix=".part")
         os.close(handle)
     except OSError as error:
         raise disk_error(error, path) from error
@@ -45,7 +49,7 @@ def written_whole(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
+        temporary.chmod(mode)
         temporary.replace(path)
         sync_folder(path.parent)
     except OSError as error:
@@ -63,9 +67,9 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_text_whole(path: Path, text: str) -> None:
-    """Writes `text` as UTF-8; the file appears whole or not at all."""
-    with written_whole(path) as temporary:
+def write_text_whole(path: Path, text: str, by_way_of: Path | None = None, mode: int = 0o644) -> None:
+    """Writes `text` as UTF-8; the file appears whole or not at all. Otherwise as `written_whole`."""
+    with written_whole(path, by_way_of, mode) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

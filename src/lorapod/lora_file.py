@@ -274,24 +274,28 @@ def metadata_for(
     return {key: str(value) for key, value in sorted(entries.items()) if value != ""}
 
 
-def make_reproducible(path: Path) -> None:
+def make_reproducible(path: Path, into: Path | None = None, metadata: Mapping[str, str] | None = None) -> None:
     """Rewrites a safetensors file with its metadata sorted and with `modelspec.hash_sha256` of the tensor bytes.
 
     safetensors keeps metadata in a hash map, so that each process writes the entries in another order; without this two
     identical runs would differ in the header.
+
+    Args:
+        into: Where the rewritten file goes; the file itself stays as it is then.
+        metadata: Goes over what the file says.
 
     Raises:
         AdapterError: It is no safetensors file or cut off.
         DiskError: The disk is full or cannot be written.
     """
     header = read_header(path)
-    with path.open("rb") as source, written_whole(path) as temporary:
+    with path.open("rb") as source, written_whole(into or path) as temporary:
         source.seek(header.length)
         digest = sha256()
         while piece := source.read(1 << 20):
             digest.update(piece)
-        metadata = {**header.metadata, "modelspec.hash_sha256": f"0x{digest.hexdigest()}"}
-        entries: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+        texts = {**header.metadata, **(metadata or {}), "modelspec.hash_sha256": f"0x{digest.hexdigest()}"}
+        entries: dict[str, Any] = {"__metadata__": dict(sorted(texts.items()))}
         for key, tensor in header.tensors.items():
             offsets = [tensor.start - header.length, tensor.end - header.length]
             entries[key] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": offsets}

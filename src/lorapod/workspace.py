@@ -26,17 +26,38 @@ class Workspace:
         return self.root / "cache"
 
     @property
+    def private(self) -> Path:
+        """What belongs to lorapod itself: tokens and host keys of a pod's services, mode 600."""
+        return self.root / ".lorapod"
+
+    @property
     def store(self) -> Path:
         return self.root / "lorapod.sqlite"
 
 
+POD_VOLUME = Path("/workspace")
+"""Where rented pods mount what outlives them."""
+DATASET_FOLDERS = ("image_dataset_here", "video_dataset_here")
+"""Where a person who rents a pod puts pictures and clips."""
+_OLD_TEMPLATE = "diffusion_pipe_working_folder"
+
+
 def find_workspace(override: Path | None = None) -> Workspace:
-    """The workspace: `override`, else `$NETWORK_VOLUME`, else `/workspace/lorapod` on a pod, else `~/lorapod`."""
+    """The workspace: `override`, else `$NETWORK_VOLUME`, else one on the pod's volume, else `~/lorapod`.
+
+    On a pod's volume (`/workspace`) it is `lorapod`; where that is not there yet but the workspace of the old template is
+    (`diffusion_pipe_working_folder`, or the volume itself with its dataset folders), that one is used as it is.
+    """
     if override is not None:
         return Workspace(override.expanduser().resolve())
-    volume = os.environ.get("NETWORK_VOLUME")
+    volume = os.environ.get("NETWORK_VOLUME", "").strip()
     if volume:
         return Workspace(Path(volume).expanduser().resolve())
-    if Path("/workspace").is_dir():
-        return Workspace(Path("/workspace/lorapod"))
+    if POD_VOLUME.is_dir():
+        own, old = POD_VOLUME / "lorapod", POD_VOLUME / _OLD_TEMPLATE
+        if not own.is_dir() and old.is_dir():
+            return Workspace(old)
+        if not own.is_dir() and any((POD_VOLUME / name).is_dir() for name in DATASET_FOLDERS):
+            return Workspace(POD_VOLUME)
+        return Workspace(own)
     return Workspace(Path.home() / "lorapod")

@@ -12,9 +12,9 @@ import pytest
 from lorapod import recipe as recipes
 from lorapod.errors import RequestError
 from lorapod.models import catalogue
-from lorapod.trainers.musubi import render
 from lorapod.trainers.musubi.interface import interface, options_of
-from lorapod.trainers.rendering import RenderContext, Rendering, View
+from lorapod.trainers.musubi.render import render
+from lorapod.trainers.rendering import RenderContext, Rendering, ResumePoint, View
 
 MODELS = sorted(name for name, entry in catalogue().items() if "musubi" in entry.trainers)
 Render = Callable[..., Rendering]
@@ -23,7 +23,11 @@ Render = Callable[..., Rendering]
 @pytest.fixture
 def rendered(tmp_path: Path) -> Render:
     def make(
-        model: str, *changes: str, own: dict[str, Any] | None = None, views: list[View] | None = None
+        model: str,
+        *changes: str,
+        own: dict[str, Any] | None = None,
+        views: list[View] | None = None,
+        resume: dict[str, ResumePoint] | None = None,
     ) -> Rendering:
         data = tmp_path / "data"
         data.mkdir(exist_ok=True)
@@ -35,7 +39,7 @@ def rendered(tmp_path: Path) -> Render:
         files = {f"{spec.layout}/{spec.part}": Path(f"/m/{spec.part}.safetensors") for spec in entry.files}
         context = RenderContext(
             Path("/run/config"), Path("/musubi"), Path("/musubi/.venv/bin/python"), files, [data], Path("/run/output"),
-            views=views or [],
+            views=views or [], resume=resume or {},
         )  # fmt: skip
         recipe = recipes.load(file, ["previews.prompts=['a zorb']", *changes])
         return render(recipe, entry, context, own)
@@ -201,3 +205,43 @@ def test_own_options_pass_through_checked(rendered: Render) -> None:
 def test_nothing_secret_is_rendered(rendered: Render, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret_of_mine")
     assert "hf_secret" not in repr(rendered("z-image"))
+
+
+@pytest.mark.parametrize(("schedule", "warmup"), [("cosine", 0), ("linear", 0), ("linear", 20), ("cosine", 20)])
+def test_a_falling_schedule_goes_on_where_it_was(rendered: Render, schedule: str, warmup: int) -> None:
+    """Held against torch itself: the state of the schedule that a run begins with, read by the one that it goes on with."""
+    import torch
+    from transformers import get_scheduler
+
+    steps, at = 200, 120
+    words = [f"training.steps={steps}", f"optimizer.schedule={schedule}", f"optimizer.warmup_steps={warmup}"]
+    made = rendered("z-image-turbo", *words, resume={"train": ResumePoint("/run/output/state", at, steps)})
+    argv = options(made, "train")
+    assert argv["resume"] == ["/run/output/state"] and argv["max_train_steps"] == [str(steps - at)]
+    assert argv["output_dir"] == ["/run/output/from-000120"] and "lr_warmup_steps" not in argv
+
+    def fresh() -> torch.optim.Optimizer:
+        return torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1e-4)
+
+    first = fresh()
+    begun = get_scheduler(schedule, first, num_warmup_steps=warmup, num_training_steps=steps)
+    whole = []
+    for step in range(steps):
+        first.step()
+        begun.step()
+        whole.append(first.param_groups[0]["lr"])
+        if step + 1 == at:
+            kept = dict(begun.state_dict()), first.state_dict()
+    second = fresh()
+    key, _, length = argv["lr_scheduler_args"][0].partition("=")
+    goes_on = getattr(torch.optim.lr_scheduler, argv["lr_scheduler_type"][0])(second, **{key: int(length)})
+    second.load_state_dict(kept[1])
+    goes_on.load_state_dict(kept[0])
+    again = []
+    for _ in range(steps - at):
+        second.step()
+        goes_on.step()
+        again.append(second.param_groups[0]["lr"])
+    worst = max(abs(a - b) for a, b in zip(again, whole[at:], strict=True)) / 1e-4
+    assert worst < (1e-6 if schedule == "linear" or not warmup else 0.02)
+    assert again[-1] < 1e-9

@@ -9,16 +9,16 @@ import pytest
 from lorapod.errors import RequestError
 from lorapod.events import PREFIX, event, to_line
 from lorapod.recipe import Recipe, TrainerName
-from lorapod.trainers import Stage, get_trainer
+from lorapod.trainers import Stage, get_dialect, get_trainer
 from lorapod.workspace import Workspace
 
 RECIPE = Recipe.model_validate({"name": "x", "base_model": {"name": "demo"}, "datasets": [{"path": "/nowhere"}]})
 
 
-def test_a_trainer_of_a_later_version_is_refused_by_name() -> None:
-    with pytest.raises(RequestError, match="diffusion-pipe") as caught:
-        get_trainer(TrainerName.DIFFUSION_PIPE)
-    assert "built-in" in caught.value.why
+def test_the_built_in_engine_is_given_no_files() -> None:
+    with pytest.raises(RequestError, match="given no files") as caught:
+        get_dialect(TrainerName.BUILTIN)
+    assert "diffusion-pipe" in caught.value.remedy and "musubi" in caught.value.remedy
 
 
 def test_a_run_is_one_process_that_resumes_and_no_secret_is_in_the_arguments(
@@ -35,6 +35,6 @@ def test_a_run_is_one_process_that_resumes_and_no_secret_is_in_the_arguments(
 def test_only_lines_with_the_prefix_are_events() -> None:
     item = event("info", message="hello")
     watch = get_trainer(TrainerName.BUILTIN).watch(Stage("train", [], {}, Path()))
-    assert watch.read(PREFIX + to_line(item)) == item
-    assert watch.read(to_line(item)) is None
-    assert watch.read(PREFIX + to_line(item)[:-5]) is None
+    assert watch.read(PREFIX + to_line(item)) == [item]
+    assert watch.read(to_line(item)) == []
+    assert watch.read(PREFIX + to_line(item)[:-5]) == []

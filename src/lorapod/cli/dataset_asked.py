@@ -101,7 +101,7 @@ def asked_of(
         allow_missing_captions=not must_have_captions,
         validation_share=0,
     )
-    geometry, text = (None, None) if model is None else _of_model(model, workspace_of(context))
+    geometry, text = (None, None) if model is None else rules_of(model, workspace_of(context))
     geometry = geometry or Geometry(_DIVISOR, frame_step=_FRAME_STEP, fps=_FPS)
     if divisor:
         geometry = Geometry(divisor, frame_step=geometry.frame_step, fps=geometry.fps)
@@ -112,7 +112,7 @@ def _of_recipe(context: typer.Context, path: Path) -> Asked:
     from lorapod import recipe as recipes
 
     recipe = recipes.load(path, workspace=workspace_of(context))
-    geometry, text = _of_model(recipe.base_model.name, workspace_of(context))
+    geometry, text = rules_of(recipe.base_model.name, workspace_of(context))
     training = recipe.training
     a_step = training.batch_size * training.accumulation
     return Asked(
@@ -126,7 +126,7 @@ def _of_recipe(context: typer.Context, path: Path) -> Asked:
     )
 
 
-def _of_model(name: str, workspace: Workspace) -> tuple[Geometry, TextLimit | None]:
+def rules_of(name: str, workspace: Workspace) -> tuple[Geometry, TextLimit | None]:
     """Sizes and text limit of a base model, from the catalogue; of a folder, those of its family."""
     from lorapod.data import Geometry
     from lorapod.data.checks import limit_of

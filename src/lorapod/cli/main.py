@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -13,6 +14,7 @@ from typer.main import get_command
 
 from lorapod import __version__
 from lorapod.errors import LorapodError
+from lorapod.settings import adopt_aliases
 from lorapod.workspace import find_workspace
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -20,10 +22,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("lorapod.cli.train:train", "Train a LoRA from a recipe, or go on with a run."),
     "recipe": ("lorapod.cli.recipe:app", "Make, show and check recipes."),
     "models": ("lorapod.cli.models:app", "List, fetch, verify and remove base models."),
-    "trainers": ("lorapod.cli.trainers:app", "Install and check the external trainers."),
+    "trainers": ("lorapod.cli.trainers:app", "Install, check and remove external trainers."),
     "dataset": ("lorapod.cli.dataset:app", "Look at a dataset before it is trained on."),
+    "caption": ("lorapod.cli.caption:app", "Write captions for pictures and clips, and take them back."),
     "runs": ("lorapod.cli.runs:app", "List, watch and stop runs."),
     "sample": ("lorapod.cli.sample:sample", "Draw a grid of prompts by strengths with a trained LoRA."),
+    "status": ("lorapod.cli.status:status", "Show machine, workspace, runs and services on one screen."),
+    "doctor": ("lorapod.cli.doctor:doctor", "Look for what is off with this machine, each with its remedy."),
+    "pod": ("lorapod.cli.pod:app", "Boot a rented machine's container."),
     "lora": ("lorapod.cli.lora:app", "Look into LoRA files, convert, shrink, merge and compare them."),
 }
 """Name to (module:attribute, short help); the attribute is a Typer application or a plain function."""
@@ -81,6 +87,7 @@ def options(
     ] = False,
 ) -> None:
     """Train LoRAs for image and video diffusion models: a folder of pictures in, a file for ComfyUI out."""
+    adopt_aliases(os.environ)
     context.obj = find_workspace(workspace)
 
 

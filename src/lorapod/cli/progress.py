@@ -122,9 +122,8 @@ class _View:
             self.phase, self.phase_began = event["name"], event["t"]
             self._bar(event["name"], 0, event.get("total"), "")
         elif kind == "progress":
-            self._bar(
-                event["stage"], event["done"], event["total"], f"{event['done']}/{event['total']} {event['unit']}"
-            )
+            done = f"{event['done']}/{event['total']}" if event["total"] else event["done"]
+            self._bar(event["stage"], event["done"], event["total"] or None, f"{done} {event['unit']}")
         elif kind == "step":
             self._bar("train", state.step, state.total, self._facts(state))
         elif kind == "warning":
@@ -150,10 +149,10 @@ class _View:
         loss = f"loss {state.loss:.4f} (smooth {state.smooth_loss:.4f})" if state.loss is not None else ""
         memory = f"  {state.memory_gb:.1f} GB" if state.memory_gb else ""
         rate = f"{state.seconds_per_step:.2f} s/step" if state.seconds_per_step else ""
-        left = duration(state.seconds_left)
+        left = f"{duration(state.seconds_left)} left" if state.seconds_per_step or state.step == state.total else ""
         if self.console.width < 100 and self.console.is_terminal:
-            return f"{state.step}/{state.total}  loss {state.smooth_loss:.4f}  {rate}  {left} left"
-        return f"{state.step}/{state.total}  {loss}  {rate}{memory}  {left} left"
+            return f"{state.step}/{state.total}  loss {state.smooth_loss:.4f}  {rate}  {left}".rstrip()
+        return f"{state.step}/{state.total}  {loss}  {rate}{memory}  {left}".rstrip()
 
     def _bar(self, name: str, done: int, total: int | None, facts: str) -> None:
         if self.console.is_terminal:

@@ -110,33 +110,63 @@ def check_command(context: typer.Context, file: RecipeFile, overrides: Overrides
 def render_command(
     context: typer.Context,
     file: RecipeFile,
-    out: Annotated[Path, typer.Option("--out", help="Folder to write to.")],
+    out: Annotated[Path, typer.Option("--out", help="New folder for the trainer's files and commands.")],
     trainer: Annotated[
-        str | None, typer.Option("--trainer", help="diffusion-pipe or musubi; else what the recipe says.")
+        str | None, typer.Option("--trainer", help="The external trainer. [default: the recipe's]", show_default=False)
     ] = None,
     assume_files: Annotated[
         bool,
         typer.Option(
-            "--assume-files", help="Take base model, trainer and data to be where the workspace would have them."
+            "--assume-files", help="Neither look for the base model, the trainer and the data, nor touch them."
         ),
     ] = False,
-    gpus: Annotated[int, typer.Option("--gpus", min=1, help="How many GPUs it trains on.")] = 1,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite files that differ.")] = False,
     overrides: Overrides = None,
 ) -> None:
-    """Write the files and commands that an external trainer would be started with."""
+    """Write what an external trainer would be given: its files, and each command as NN-STAGE.command.json."""
     from lorapod import recipe as recipes
-    from lorapod.trainers import renderers
+    from lorapod.trainers.rendered import render_to
 
-    chosen = [*(overrides or ()), *([f"trainer={trainer}"] if trainer else [])]
-    recipe = recipes.load(file, chosen, check_paths=not assume_files, workspace=_workspace(context))
-    renderer = renderers.get_renderer(recipe.trainer)
-    entry = renderers.find_entry(recipe, context.obj)
-    renderer.check(recipe, entry)
-    folder = out.expanduser().absolute()
-    where = renderers.make_context(recipe, entry, context.obj, folder, assume_files=assume_files, gpus=gpus)
-    rendering = renderer.render(recipe, entry, where, renderers.own_keys(recipe))
-    for path in renderers.write(rendering, folder, overwrite=force):
-        typer.echo(f"Wrote {path}")
-    for note in rendering.notes:
-        typer.echo(f"Note: {note}")
+    chosen = [f"trainer={trainer}"] if trainer else []
+    recipe = recipes.load(
+        file, [*(overrides or ()), *chosen], check_paths=not assume_files, workspace=_workspace(context)
+    )
+    written, notes = render_to(recipe, out, context.obj, assume_files=assume_files)
+    for path in written:
+        typer.echo(path)
+    for note in notes:
+        typer.echo(f"Note: {note}", err=True)
+
+
+@app.command("import")
+def import_command(
+    context: typer.Context,
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE...",
+            help="The configuration, and its dataset file or the script with its command line where they are files of "
+            "their own.",
+            show_default=False,
+        ),
+    ],
+    format: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="diffusion-pipe, musubi, ai-toolkit, kohya or template. [default: by what is in it]",
+            show_default=False,
+        ),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", metavar="MODEL", help="Base model, where the files do not tell.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File to write. [default: NAME.toml]", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what became of each key as JSON.")] = False,
+) -> None:
+    """Make a recipe out of another trainer's configuration, and say what became of each key."""
+    from lorapod.cli.recipe_import import import_recipe
+
+    import_recipe(files, format, base, out, as_json, _workspace(context))

@@ -27,8 +27,21 @@ def train(
         typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe, as in adapter.rank=32."),
     ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Start the run and come back at once.")] = False,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="Without a recipe: the base model, with its usual settings.", show_default=False),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="With --model: folder of captioned pictures or clips.", show_default=False),
+    ] = None,
+    trainer: Annotated[str, typer.Option("--trainer", help="With --model: what trains.")] = "builtin",
+    name: Annotated[
+        str | None,
+        typer.Option("--name", help="With --model: name of the LoRA; else the folder's.", show_default=False),
+    ] = None,
 ) -> None:
-    """Train a LoRA from a recipe, or go on with a run.
+    """Train a LoRA from a recipe, from a base model and a folder alone, or go on with a run.
 
     Ctrl-C once stops after the present step with a checkpoint, twice at once. Closing the terminal does not end the run.
     """
@@ -42,6 +55,15 @@ def train(
     console = Console(highlight=False)
     if resume and recipe is not None and run is None and not recipe.is_file() and recipe.suffix != ".toml":
         recipe, run = None, str(recipe)  # `lorapod train --resume RUN`
+    if model is not None or data is not None:
+        if model is None or data is None or recipe is not None or resume:
+            raise RequestError(
+                "--model and --data belong together, without a recipe",
+                "They stand in place of a recipe, which is written for you and kept.",
+                "Run `lorapod train --model NAME --data FOLDER`, or `lorapod train RECIPE`.",
+            )
+        recipe = _written_recipe(workspace, model, data, trainer, name)
+        console.print(f"Recipe: {recipe}", soft_wrap=True, markup=False)
     loaded = recipes.load(recipe, set_ or [], workspace=workspace) if recipe is not None else None
     if resume and loaded is None and set_:
         loaded = recipes.load(find_run(run, workspace).recipe_file, set_, workspace=workspace)
@@ -62,3 +84,24 @@ def train(
         return
     status = watch(started, console)
     finish(started, status, console, write_comparison(started))
+
+
+def _written_recipe(workspace: Workspace, model: str, data: Path, trainer: str, name: str | None) -> Path:
+    """A recipe for a base model and a folder in the workspace; one that is there and says the same is taken."""
+    from lorapod import recipe as recipes
+    from lorapod.files import write_text_whole
+
+    folder = data.expanduser().absolute()
+    if not folder.is_dir():
+        raise RequestError(f"There is no folder {data}", "", "Give the folder of your pictures or clips with --data.")
+    text = recipes.new(model, folder, trainer, name)
+    stem = name or folder.name
+    number = 1
+    while True:
+        path = workspace.root / "recipes" / (f"{stem}.toml" if number == 1 else f"{stem}-{number}.toml")
+        if not path.exists():
+            write_text_whole(path, text)
+            return path
+        if path.read_text(encoding="utf-8", errors="replace") == text:
+            return path
+        number += 1

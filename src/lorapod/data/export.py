@@ -11,7 +11,7 @@ diffusion-pipe. Work that was stopped goes on when it is asked for again.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -23,8 +23,8 @@ from lorapod.data.carry import control_targets, write_control, write_mask
 from lorapod.data.checks import Checked
 from lorapod.data.facts import Progress
 from lorapod.data.fix import SANE_CLIPS, SANE_PICTURES, is_turned
-from lorapod.data.making import NewFolder, copy_whole, free_name, link_whole, renamed
-from lorapod.data.plan import DataPlan, DatasetPlan, TrainItem
+from lorapod.data.making import NewFolder, copy_whole, free_name, renamed
+from lorapod.data.plan import DatasetPlan, TrainItem
 from lorapod.data.remake import Made, placed, remake_clip, remake_picture
 from lorapod.data.scan import Item
 from lorapod.errors import DatasetError
@@ -129,57 +129,6 @@ def export(
     return made, root / name
 
 
-@dataclass(frozen=True)
-class LaidOut:
-    """A folder of one kind of media of a dataset, as `lay_out` made it.
-
-    Attributes:
-        dataset: Number of the dataset in the recipe.
-        fps: Frames a second of all of its clips; 0 for pictures.
-    """
-
-    dataset: int
-    folder: Path
-    clips: bool
-    fps: float
-    repeats: int
-    masks: Path | None
-    controls: tuple[Path, ...]
-
-
-def lay_out(
-    sections: Sequence[DatasetSection], plan: DataPlan, layout: Layout, out: Path, progress: Progress | None = None
-) -> list[LaidOut]:
-    """Makes a view of datasets for a trainer: media linked where it reads them as they are, captions as trained on.
-
-    Made again where something changed since, so that it may be called before each start. Held-out items are in it too.
-
-    Raises:
-        DatasetError: The trainer can train on none of the items.
-        DiskError: A file cannot be written.
-    """
-    root = out.absolute()
-    plans = [
-        DatasetPlan(
-            [each for each in plan.train if each.dataset == number],
-            [each for each in plan.validation if each.dataset == number],
-            [],
-            [],
-        )
-        for number in range(len(sections))
-    ]
-    parts = _parts(sections, plans, layout, root)
-    jobs = {target: (part, item) for part in parts for item, target in _named(part)}
-    for done, (target, (part, item)) in enumerate(jobs.items(), start=1):
-        _write(layout, part, item, target, put=link_whole)
-        if progress:
-            progress(done, len(jobs))
-    return [
-        LaidOut(part.dataset, part.folder, part.clips, part.fps, part.repeats, part.masks, part.controls)
-        for part in parts
-    ]
-
-
 def _left_out(checked: Checked) -> list[Made]:
     """The clips, for a trainer that takes none."""
     clips = {each.item.path for plan in checked.plans for each in [*plan.validation, *plan.train] if each.item.is_clip}
@@ -242,9 +191,7 @@ def _named(part: _Part) -> list[tuple[Item, Path]]:
     return named
 
 
-def _write(
-    layout: Layout, part: _Part, item: Item, target: Path, put: Callable[[Path, Path], None] = copy_whole
-) -> Made:
+def _write(layout: Layout, part: _Part, item: Item, target: Path) -> Made:
     said: list[str] = []
     if item.is_clip and target.suffix not in SANE_CLIPS:
         target, said = target.with_suffix(".mp4"), ["written as MP4"]
@@ -254,7 +201,7 @@ def _write(
         target = target.with_suffix(".png")
         remake_picture(item, target, placed(item))
     else:
-        put(item.path, target)
+        copy_whole(item.path, target)
     caption = compose(item.caption or "", trigger_word=part.section.trigger_word, prefix=part.section.caption_prefix)
     write_text_whole(target.with_suffix(part.extension), caption + "\n")
     said += [*renamed(item, target), *_write_beside(layout, part, item, target)]

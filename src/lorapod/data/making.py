@@ -208,20 +208,6 @@ def copy_whole(source: Path, target: Path) -> None:
         shutil.copy2(source, temporary)
 
 
-def link_whole(source: Path, target: Path) -> None:
-    """A symbolic link to a file; a copy where the file system has no links. Raises DiskError."""
-    if target.is_symlink() and target.readlink() == source:
-        return
-    temporary = target.with_name(f".{target.name[:200]}.link")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(source)
-        temporary.replace(target)
-    except OSError:
-        copy_whole(source, target)
-
-
 def _identity(item: Item) -> str:
     """What an item's files and caption are, so that a changed one is made again."""
     beside = [path for path in (item.mask_path, *item.control_paths) if path]

@@ -109,7 +109,7 @@ def scan(
     root = _absolute(folder)
     apart = [_absolute(each) for each in (masks, control) if each]
     numbered = numbered_folders(root)
-    folders, problems = _listed(root, recursive, numbered, apart)
+    folders, problems = list_folders(root, recursive, numbered, apart)
     problems += [about_numbered(path, numbered[path]) for path in sorted(numbered, key=natural_key)]
     found = _Listing(root, recursive, numbered, folders, problems)
     found.pair(_absolute(masks) if masks else None, _absolute(control) if control else None)
@@ -313,9 +313,10 @@ def _absolute(folder: Path) -> Path:
     return Path(os.path.abspath(folder.expanduser()))  # noqa: PTH100 - links in the path are the person's own names
 
 
-def _listed(
+def list_folders(
     root: Path, recursive: bool, also: dict[Path, Any], leave_out: list[Path]
 ) -> tuple[list[Folder], list[Problem]]:
+    """As `walk`, with DatasetError where the dataset's own folder cannot be listed."""
     name = shown(root)
     try:
         return walk(root, recursive, also=also, leave_out=leave_out)

@@ -1,7 +1,8 @@
 """Which files a folder holds, by kind, and which folders were not looked into.
 
-Every path under the folder comes back: as a file of a `Folder`, or in a problem. Links are followed once. Files are
-told apart by name and by what the folder's listing says of them; but for the leavings of macOS none is opened.
+Every path under the folder but lorapod's own comes back: as a file of a `Folder`, or in a problem. Links are followed
+once. Files are told apart by name and by what the folder's listing says of them; but for the leavings of macOS none is
+opened.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ UNREADABLE_EXTENSIONS = frozenset({
 
 _NOT_LOOKED_INTO = frozenset({"__MACOSX", "@eaDir"})
 """Copies and thumbnails that macOS archives and Synology disks put beside pictures."""
+
+OWN_FOLDER = ".lorapod"
+"""Where lorapod keeps what it knows about a folder's captions: no part of the dataset, and not worth a word."""
 
 MASK_FOLDERS = frozenset({"mask", "masks"})
 """Sub-folders in which other trainers' users keep masks, lower case."""
@@ -168,7 +172,8 @@ def _sort_in(folder: Folder, problems: list[Problem]) -> list[Path]:
             problems.append(Problem(matters, path, why, "Mend or remove it."))
             continue
         if stat.S_ISDIR(status.st_mode):
-            below.append(path)
+            if name != OWN_FOLDER:
+                below.append(path)
         elif not stat.S_ISREG(status.st_mode):
             problems.append(Problem(matters, path, "It is a device, pipe or socket, no file", "Remove it."))
         else:

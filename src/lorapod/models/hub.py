@@ -284,8 +284,7 @@ def _wanted(name: str, spec: FileSpec) -> bool:
 
 
 def target_of(spec: FileSpec, name: str) -> str:
-    """Where a file goes in the folder of its layout; `name` is its path at the source."""
-    """Where a file of a source goes in the folder of its layout; `name` is its path at the source."""
+    """Where the file of that name at its source goes in the folder of its layout."""
     if spec.to:
         return spec.to if spec.path or not spec.repo else inside(f"{spec.to}/{name}")
     if spec.layout is not Layout.SINGLE_FILES:

@@ -126,6 +126,8 @@ def type_text(annotation: Any, metadata: Sequence[Any] = (), *, several: bool = 
         return " or ".join(f"`{value}`" for value in get_args(annotation))
     if get_origin(annotation) is list:
         return f"a list of {type_text(get_args(annotation)[0], several=True)}"
+    if get_origin(annotation) is dict:
+        return "tables" if several else "a table"
     if get_origin(annotation) is tuple:
         elements = get_args(annotation)
         return f"a list of {len(elements)} {type_text(elements[0], several=True)}"

@@ -348,11 +348,6 @@ class Recipe(Section):
 
     name: str = Field(description="Name of the LoRA and of the run's folder.", min_length=1, max_length=100)
     trainer: TrainerName = Field(TrainerName.BUILTIN, description="What trains.")
-    trainer_options: dict[TrainerName, dict[str, Any]] = Field(
-        {},
-        description="Options of an external trainer's own, passed on as they are after a check of their names: "
-        "`[trainer_options.musubi.train]` with `blocks_to_swap = 16`.",
-    )
     notes: str = Field("", description="Free text, kept in the run and in the LoRA's metadata.")
     base_model: BaseModelSection
     datasets: list[DatasetSection] = Field(min_length=1)
@@ -362,6 +357,12 @@ class Recipe(Section):
     evaluation: EvaluationSection = EvaluationSection()
     previews: PreviewSection = PreviewSection()
     saving: SavingSection = SavingSection()
+    trainer_options: dict[TrainerName, dict[str, Any]] = Field(
+        {},
+        description="Options of an external trainer in its own words, as `[trainer_options.diffusion-pipe]` or "
+        "`[trainer_options.musubi.train]`, which go over what lorapod writes for it. They are checked against what the "
+        "trainer reads; those of other trainers than the chosen one are kept and do nothing.",
+    )
 
     @field_validator("name")
     @classmethod

@@ -18,6 +18,14 @@ _WITHOUT_EFFECT: dict[str, set[str]] = {
 }
 """Keys by section ("" is the top) that do not change the weights that a step produces."""
 
+_TRADES = {
+    "activation_checkpointing", "blocks_to_swap", "caching_batch_size", "checkpoint_every_n_epochs",
+    "checkpoint_every_n_minutes", "disable_block_swap_for_eval", "gradient_checkpointing_cpu_offload", "map_num_proc",
+    "max_data_loader_n_workers", "num_workers", "persistent_data_loader_workers", "save_every_n_epochs",
+    "save_every_n_steps", "steps_per_print",
+}  # fmt: skip
+"""Likewise of `trainer_options`: what trades memory for time, so that a run that lacked memory can go on with more."""
+
 
 def dumps(recipe: Recipe) -> str:
     """The recipe as TOML with every value written out; `load` reads an equal recipe from it."""
@@ -55,13 +63,20 @@ def digest(recipe: Recipe) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
+def _without_trades(options: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: _without_trades(v) if isinstance(v, dict) else v for key, v in options.items() if key not in _TRADES}
+    return {key: value for key, value in kept.items() if value != {}}
+
+
 def differences(a: Recipe, b: Recipe) -> list[str]:
     """Dotted keys that change what is trained and differ between two recipes; a dataset that one lacks as a whole."""
     left, right = _decisive(a), _decisive(b)
     pairs = {"": (left, right)}
     for section in left.keys() | right.keys():
+        if isinstance(right.get(section), dict):
+            left.setdefault(section, {})
         if isinstance(left.get(section), dict):
-            pairs[section] = (left.pop(section), right.pop(section))
+            pairs[section] = (left.pop(section), right.pop(section, {}))
     mine, theirs = left.pop("datasets"), right.pop("datasets")
     shared = min(len(mine), len(theirs))
     pairs |= {f"datasets.{index}": (mine[index], theirs[index]) for index in range(shared)}
@@ -79,6 +94,8 @@ def _decisive(recipe: Recipe, *, exclude_defaults: bool = False) -> dict[str, An
         table = values.get(section, {}) if section else values
         for key in keys:
             table.pop(key, None)
+    chosen = values.pop("trainer_options", {}).get(recipe.trainer.value, {})
+    values["trainer_options"] = _without_trades(chosen)
     # An alpha that is not given is the rank; said or not, it is the same training.
     values.setdefault("adapter", {})["alpha"] = recipe.alpha
     # A section at its defaults is left out: it must not matter whether only keys without effect are set in it.

@@ -30,7 +30,9 @@ def start_run(recipe: Recipe, workspace: Workspace) -> RunFolder:
         RequestError: The trainer or the base model cannot be used; nothing was started.
         DiskError: The workspace cannot be written.
     """
-    get_trainer(recipe.trainer).check(recipe, workspace)
+    trainer = get_trainer(recipe.trainer)
+    trainer.check(recipe)
+    trainer.ready(recipe, workspace)
     run = create_run(recipe, workspace)
     _spawn(run, workspace, resume=False)
     return run
@@ -61,6 +63,9 @@ def resume_run(run: RunFolder, workspace: Workspace, recipe: Recipe | None = Non
             "To train further, raise `training.steps` in the recipe and resume with it, or start a new run with "
             "`adapter.continue_from`.",
         )
+    trainer = get_trainer(own.trainer)
+    trainer.check(recipe or own)
+    trainer.ready(recipe or own, workspace)
     if recipe is not None and changed:
         write_text_whole(run.recipe_file, recipes.dumps(recipe))
     _spawn(run, workspace, resume=True)

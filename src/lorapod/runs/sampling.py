@@ -61,7 +61,8 @@ def sample_grid(
             stage.argv, env=stage.env, cwd=stage.cwd, capture_output=True, text=True, errors="replace", check=False
         )
     if ended.returncode != 0:
-        errors = [e for e in map(trainer.watch(stage).read, ended.stdout.split("\n")) if e and e["type"] == "error"]
+        watch = trainer.watch(stage)
+        errors = [e for line in ended.stdout.split("\n") for e in watch.read(line) if e["type"] == "error"]
         if errors:
             raise StageFailedError(errors[-1]["message"], errors[-1].get("hint", ""))
         raise StageFailedError("Sampling failed", "\n".join(ended.stderr.strip().splitlines()[-3:]), "")

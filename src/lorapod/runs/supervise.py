@@ -2,9 +2,10 @@
 
     python -m lorapod.runs.supervise RUN --workspace DIR [--resume]
 
-Each stage is a process group of its own. The first SIGINT or SIGTERM asks the stage to stop cleanly (SIGINT); the second
-ends it (SIGTERM, then SIGKILL). On Linux a stage dies with its supervisor even if that is killed with SIGKILL; elsewhere
-it finishes its stage alone. Not covered: processes that a stage moves into a session of their own.
+Each stage is a process group of its own. The first SIGINT or SIGTERM asks the stage to stop cleanly, in its trainer's
+way; the second ends it (SIGTERM, then SIGKILL). On Linux a stage dies with its supervisor even if that is killed with
+SIGKILL; elsewhere it finishes its stage alone. Not covered: processes that a stage moves into a session of their own,
+but for those of external trainers, which are looked for among a stage's descendants.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import fcntl
 import functools
 import json
 import os
-import re
 import select
 import signal
 import subprocess
@@ -29,26 +29,26 @@ from typing import Any
 
 import psutil
 
-from lorapod.errors import DiskError, LorapodError, RunError
+from lorapod.errors import DiskError, LorapodError, RequestError, RunError
 from lorapod.events import PREFIX, EndStatus, Event, event
 from lorapod.files import disk_error, write_text_whole
 from lorapod.runs.folder import RunFolder
 from lorapod.runs.journal import Journal, write_all
 from lorapod.runs.store import record
 from lorapod.settings import mask_secrets, secret_values
-from lorapod.trainers import EventWatch, Stage, Trainer, Watch, get_trainer
+from lorapod.trainers import Stage, StageWatch, Trainer, get_trainer
+from lorapod.trainers.lines import Line, LineSplitter
 from lorapod.workspace import Workspace
 
 STOPPED_EXIT = 130
 PATIENCE_SECONDS = 600.0
 FORCE_SECONDS = 10.0
-_LONGEST_LINE = 1 << 20
-_LINE_END = re.compile(rb"(\r\n|\n|\r(?!$))")
-"""A carriage return at the very end may be half of a line end: it waits for what follows."""
 _PR_SET_PDEATHSIG = 1
 _HINT_LINES = 6
+_HINT_LENGTH = 2000
 _TICK_SECONDS = 0.2
 _LINGER_SECONDS = 2.0
+_LOOK_SECONDS = 1.0
 _CLOSED_SETS = ("type", "status", "format")
 """Fields of events that hold one of a few words, so never a secret, whatever a secret may look like."""
 
@@ -58,7 +58,7 @@ class Supervisor:
 
     Args:
         run: The run folder.
-        trainer: Parses what the stages print.
+        trainer: Follows the stages: reads what they print, knows how they are asked to stop and why they failed.
         patience_seconds: How long a stage may take to stop cleanly.
     """
 
@@ -68,14 +68,15 @@ class Supervisor:
         self.run_folder, self.workspace, self.trainer, self.patience = run, workspace, trainer, patience_seconds
         self.secrets = secret_values()
         self.process: subprocess.Popen[bytes] | None = None
-        self.watch: Watch = EventWatch()
-        self.overwritten = ""
         self.stops_asked = 0
         self.asked_at = 0.0
         self.forced = False
         self.broken: LorapodError | None = None
         self.had_error = False
         self.tail: list[str] = []
+        self.watch: StageWatch | None = None
+        self.doomed_at = 0.0
+        self.looked_at = 0.0
 
     def run(self, stages: Sequence[Stage]) -> EndStatus:
         """Runs the stages to the end, a failure, or a stop.
@@ -136,8 +137,8 @@ class Supervisor:
     def _run_stage(self, stage: Stage) -> str:
         if self.stops_asked:
             return "stopped"
-        self.tail, self.had_error, self.forced = [], False, False
-        self.watch, self.overwritten = self.trainer.watch(stage), ""
+        self.tail, self.had_error, self.forced, self.doomed_at = [], False, False, 0.0
+        watch = self.watch = self.trainer.watch(stage)
         with self._opened_log() as log:
             self._log(log, f"--- {stage.name} {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}")
             try:
@@ -155,8 +156,9 @@ class Supervisor:
                 self._note(event("error", message=f"The stage {stage.name} could not be started", hint=str(error)))
                 return "failed"
             if self.stops_asked:
-                self._end_group(signal.SIGINT)  # asked between the check above and the start
+                self._end_group(watch.stop_signal)  # asked between the check above and the start
             try:
+                self._note_all(watch.begin(self.process.pid))
                 assert self.process.stdout is not None
                 with self.process.stdout as output:
                     self._read(self.process, output.fileno(), log)
@@ -167,16 +169,18 @@ class Supervisor:
             finally:
                 self._end_group(signal.SIGKILL)  # whatever the stage left behind in its group
                 self.process = None
+                watch.close()
         if self.broken:
             raise self.broken
         return self._status_of(stage, code)
 
     def _read(self, process: subprocess.Popen[bytes], source: int, log: int) -> None:
         """Reads the stage's output until it is closed, without ever waiting longer than a tick."""
-        pending, over_since = b"", 0.0
+        splitter, over_since = LineSplitter(), 0.0
         while True:
             ready, _, _ = select.select([source], [], [], _TICK_SECONDS)
             self._hurry()
+            self._look()
             if process.poll() is not None:  # a grandchild may hold the pipe open, silently or not
                 over_since = over_since or time.monotonic()
                 if not ready or time.monotonic() - over_since > _LINGER_SECONDS:
@@ -186,41 +190,53 @@ class Supervisor:
             data = os.read(source, 1 << 16)
             if not data:
                 break
-            pending += data
-            *whole, pending = _LINE_END.split(pending)
-            for line, end in zip(whole[::2], whole[1::2], strict=True):
-                self._take(line, log, overwritten=end == b"\r")
-            if len(pending) > _LONGEST_LINE:
-                self._take(pending, log)
-                pending = b""
-        if pending:
-            self._take(pending, log)
+            for line in splitter.feed(data):
+                self._take(line, log)
+        for line in splitter.rest():
+            self._take(line, log)
 
-    def _take(self, line: bytes, log: int, *, overwritten: bool = False) -> None:
+    def _look(self) -> None:
+        """Lets the watch look at the stage, and ends a stage that it has given up."""
+        watch, now = self.watch, time.monotonic()
+        if watch is None or self.broken or now - self.looked_at < _LOOK_SECONDS:
+            return
+        self.looked_at = now
+        try:
+            self._note_all(watch.tick())
+        except LorapodError as error:
+            self.broken, self.asked_at = error, now
+            self._end_group(watch.stop_signal)
+        if watch.doom and not self.doomed_at:
+            self.doomed_at = now
+            self._end_group(signal.SIGTERM)
+
+    def _note_all(self, items: Sequence[Event]) -> None:
+        for item in items:
+            self._note(item)
+
+    def _take(self, line: Line, log: int) -> None:
         """Keeps one line. When the disk takes no more, the stage is asked to stop and the rest is only read."""
         if self.broken:
             return
         try:
-            self._keep(line.decode("utf-8", errors="replace"), log, overwritten)
+            self._keep(line, log)
         except LorapodError as error:
             self.broken, self.asked_at = error, time.monotonic()
-            self._end_group(signal.SIGINT)
+            self._end_group(self.watch.stop_signal if self.watch else signal.SIGINT)
 
-    def _keep(self, text: str, log: int, overwritten: bool) -> None:
-        before, mark, rest = text.rpartition(PREFIX)  # a progress bar without a line end may stand before an event
+    def _keep(self, line: Line, log: int) -> None:
+        assert self.watch is not None
+        before, mark, rest = line.text.rpartition(PREFIX)  # a bar without a line end may stand before an event
         found = self.watch.read(mark + rest)
-        if found:
-            self._note(found)
-            if mark and not before:
-                return
-            text = before if mark else text
-        if overwritten:  # a state of a progress bar: only the last one is for the log
-            self.overwritten = text or self.overwritten
+        self._note_all(found)
+        if found and mark and not before:
             return
-        text, self.overwritten = mask_secrets(text or self.overwritten, self.secrets), ""
+        text = mask_secrets(before if found and mark else line.text, self.secrets)
+        if not line.stays:  # a state of a bar that the next one overwrites
+            return
         self._log(log, text)
         if text.strip():
-            self.tail = [*self.tail, text.strip()][-_HINT_LINES:]
+            self.tail = [*self.tail, text.strip()[-_HINT_LENGTH:]][-_HINT_LINES:]
 
     def _note(self, item: Event) -> None:
         self.had_error = self.had_error or item["type"] == "error"
@@ -238,14 +254,15 @@ class Supervisor:
         return value
 
     def _status_of(self, stage: Stage, code: int) -> str:
-        if self.forced and self.stops_asked == 1:
-            message = f"The stage {stage.name} did not stop within {self.patience:.0f} s and was ended"
-            self._note(event("warning", message=message, hint="It wrote no new checkpoint; the last one is kept."))
-        ending = self.watch.ended(code)
-        if ending and not self.forced:
+        ending = self.watch.end(code, stopped=self.stops_asked > 0, forced=self.forced) if self.watch else None
+        if ending is not None:
+            self._note_all(ending.events)
             if ending.error and not self.had_error:
                 self._note(event("error", message=ending.error.what, hint=ending.error.to_hint()))
             return ending.status
+        if self.forced and self.stops_asked == 1:
+            message = f"The stage {stage.name} did not stop within {self.patience:.0f} s and was ended"
+            self._note(event("warning", message=message, hint="It wrote no new checkpoint; the last one is kept."))
         if self.forced or (self.stops_asked and code in (STOPPED_EXIT, -signal.SIGTERM, -signal.SIGINT)):
             return "stopped"
         if code == 0:
@@ -268,13 +285,18 @@ class Supervisor:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.stops_asked += 1
         self.asked_at = time.monotonic()
-        if not (self.stops_asked == 1 and self.watch.ask_to_stop()):
-            self._end_group(signal.SIGINT if self.stops_asked == 1 else signal.SIGTERM)
+        if self.stops_asked > 1:
+            self._end_group(signal.SIGTERM)
+        elif self.watch is None or not self.watch.ask_to_stop():
+            self._end_group(self.watch.stop_signal if self.watch else signal.SIGINT)
         with contextlib.suppress(DiskError):
             self._introduce()
 
     def _hurry(self) -> None:
-        """Ends a stage that was asked to stop and does not."""
+        """Ends a stage that was asked to stop and does not, or that was given up."""
+        if self.doomed_at and not self.forced and time.monotonic() - self.doomed_at > FORCE_SECONDS:
+            self.forced = True
+            self._end_group(signal.SIGKILL)
         if not (self.stops_asked or self.broken) or self.forced:
             return
         waited = time.monotonic() - self.asked_at
@@ -349,10 +371,10 @@ def main() -> int:
     run, workspace = RunFolder(arguments.run), Workspace(arguments.workspace)
     recipe = run.recipe()
     trainer = get_trainer(recipe.trainer)
-    stages = trainer.plan(recipe, run.path, workspace, arguments.resume)
     try:
+        stages = trainer.plan(recipe, run.path, workspace, arguments.resume)
         status = Supervisor(run, workspace, trainer).run(stages)
-    except RunError as error:
+    except RequestError as error:
         sys.stderr.write(f"{error}\n")
         return 2
     return {"done": 0, "stopped": STOPPED_EXIT}.get(status, 1)

@@ -1,13 +1,14 @@
-"""What a trainer is: a recipe in, processes to run and events out."""
+"""What a trainer is: a recipe in, processes to run and events out; and what follows one of its processes."""
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 from lorapod.errors import LorapodError
-from lorapod.events import PREFIX, Event, from_line
+from lorapod.events import PREFIX, EndStatus, Event, from_line
 from lorapod.recipe import Recipe
 from lorapod.workspace import Workspace
 
@@ -24,52 +25,76 @@ class Stage:
 
 @dataclass(frozen=True)
 class Ending:
-    """How a stage ended, where its exit status alone does not tell."""
+    """How a stage ended, where its trainer knows better than its exit status says."""
 
-    status: Literal["done", "stopped", "failed"]
+    status: EndStatus
+    events: list[Event] = field(default_factory=list)
     error: LorapodError | None = None
 
 
-class Watch(Protocol):
-    """Looks after one stage while it runs."""
+class StageWatch:
+    """Follows one process of a run. This one suits a process that prints its own events and stops on SIGINT.
 
-    def read(self, line: str) -> Event | None:
-        """The event that a line of output stands for, or None for a line that is only for the log."""
+    Attributes:
+        stop_signal: What asks the process group to stop where `ask_to_stop` has no better way.
+        doom: Set to the reason where the process is to be ended as failed.
+    """
+
+    stop_signal = signal.SIGINT
+
+    def __init__(self) -> None:
+        self.doom: LorapodError | None = None
+
+    def begin(self, pid: int) -> list[Event]:
+        """The process was started."""
+        return []
+
+    def read(self, text: str) -> list[Event]:
+        """The events of a line; none for one that is only for the log."""
+        found = from_line(text.removeprefix(PREFIX)) if text.startswith(PREFIX) else None
+        return [] if found is None else [found]
+
+    def tick(self) -> list[Event]:
+        """About once a second while the process is alive."""
+        return []
 
     def ask_to_stop(self) -> bool:
-        """Asks for a clean stop in the trainer's own way; False where it has none and wants a SIGINT."""
-
-    def ended(self, code: int) -> Ending | None:
-        """What an exit status (negative: a signal) meant; None where it means what it says."""
-
-
-class EventWatch:
-    """Watches a stage of lorapod's own, which prints events and stops at a SIGINT."""
-
-    def read(self, line: str) -> Event | None:
-        return from_line(line.removeprefix(PREFIX)) if line.startswith(PREFIX) else None
-
-    def ask_to_stop(self) -> bool:
+        """Asks the process to stop in its own way; False where it has none now. Called from a signal handler."""
         return False
 
-    def ended(self, code: int) -> Ending | None:
+    def end(self, code: int, *, stopped: bool, forced: bool) -> Ending | None:
+        """The process is over and all of its output was read; None: its exit status says it all."""
         return None
+
+    def close(self) -> None:
+        """Ends what the process left behind."""
 
 
 class Trainer(Protocol):
-    """Plans the stages of a run, and watches them."""
+    """Plans the stages of a run, and follows them."""
 
     name: str
 
-    def check(self, recipe: Recipe, workspace: Workspace) -> None:
-        """Refuses, before anything is started, what this trainer cannot do with the recipe, or lacks on this machine.
+    def check(self, recipe: Recipe) -> None:
+        """Refuses, before anything is started, what this trainer cannot do with the recipe.
 
         Raises:
             RequestError: What it is, and what to change.
         """
 
-    def plan(self, recipe: Recipe, run_dir: Path, workspace: Workspace, resume: bool) -> list[Stage]:
-        """The stages of a run, in order; those that a resumed run has behind it are left out."""
+    def ready(self, recipe: Recipe, workspace: Workspace) -> None:
+        """Refuses, before anything is started, what is missing on this machine.
 
-    def watch(self, stage: Stage) -> Watch:
-        """What looks after a stage that is about to start."""
+        Raises:
+            RequestError: What it is, and how to get it.
+        """
+
+    def plan(self, recipe: Recipe, run_dir: Path, workspace: Workspace, resume: bool) -> list[Stage]:
+        """The stages of a run, in order.
+
+        Raises:
+            RequestError: They cannot be planned any more, as where the trainer was removed meanwhile.
+        """
+
+    def watch(self, stage: Stage) -> StageWatch:
+        """What follows a stage of the plan that was made last."""

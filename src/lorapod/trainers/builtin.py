@@ -12,7 +12,7 @@ from lorapod.errors import MissingPackageError, RequestError
 from lorapod.models import find_base_model, find_training_adapter
 from lorapod.recipe import Recipe
 from lorapod.recipe.schema import AdapterKind, OptimizerKind
-from lorapod.trainers.base import EventWatch, Stage, Watch
+from lorapod.trainers.base import Stage, StageWatch
 from lorapod.workspace import Workspace
 
 _PACKAGES = {
@@ -27,7 +27,7 @@ class BuiltinTrainer:
 
     name = "builtin"
 
-    def check(self, recipe: Recipe, workspace: Workspace) -> None:
+    def check(self, recipe: Recipe) -> None:
         optimizer = recipe.optimizer
         adapter = recipe.adapter
         if adapter.dropout and adapter.kind in (AdapterKind.LOKR, AdapterKind.LOHA, AdapterKind.OFT):
@@ -50,6 +50,7 @@ class BuiltinTrainer:
                 "Set `optimizer.learning_rate = 1.0`.",
             )
 
+    def ready(self, recipe: Recipe, workspace: Workspace) -> None:
         find_base_model(recipe.base_model.name, workspace)
         find_training_adapter(recipe.base_model, workspace)
 
@@ -60,8 +61,8 @@ class BuiltinTrainer:
         """The stage that draws the grid which the JSON file `request` asks for."""
         return self._stage("sample", ["sample", str(request)], workspace)
 
-    def watch(self, stage: Stage) -> Watch:
-        return EventWatch()
+    def watch(self, stage: Stage) -> StageWatch:
+        return StageWatch()
 
     def _stage(self, name: str, arguments: list[str], workspace: Workspace) -> Stage:
         argv = [sys.executable, "-P", "-m", "lorapod.engine", *arguments, "--workspace", str(workspace.root)]

@@ -1,161 +1,227 @@
-"""What external trainers share: a run's folders, its stages around the trainer's own, stopping, and what happened.
+"""External trainers: from a recipe to their processes.
 
-    run/data/       a view of the datasets: media linked, captions as trained on
-    run/config/     what was rendered, and NN-<stage>.command.json
-    run/output/     what the trainer itself writes; nothing of it is moved or deleted
-    run/lora/       the LoRA files, as ComfyUI loads them
+A run's stages are `prepare` (our own process: looks at the data, makes its view, writes what the trainer is given) and those
+that the trainer's dialect renders. In the run folder:
 
-`prepare` and `collect` are stages too, processes of lorapod's own (`lorapod.trainers.stages`).
+    rendered/   what the trainer is given, NN-STAGE.command.json (the commands), state.json (what was prepared)
+    data/       views of the datasets, in which the trainer's caches are too
+    output/     what the trainer writes; nothing in it is moved or deleted
 """
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shlex
+import socket
 import sys
-from abc import ABC, abstractmethod
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
-from lorapod.data import Geometry, MediaCache, plan_datasets
-from lorapod.data.export import Layout, lay_out
-from lorapod.data.facts import Progress
-from lorapod.events import Event
-from lorapod.models import Entry
+from lorapod.events import Event, event
+from lorapod.files import write_text_whole
+from lorapod.models import Entry, catalogue, entries
+from lorapod.models.base_model import unknown
+from lorapod.models.store import Store
 from lorapod.recipe import Recipe
-from lorapod.trainers.base import Ending, EventWatch, Stage, Watch
-from lorapod.trainers.diagnosis import Diagnosis
-from lorapod.trainers.renderers import find_entry, get_renderer, make_context, own_keys, write
-from lorapod.trainers.rendering import RenderContext, Rendering, View
+from lorapod.trainers.base import Ending, Stage, StageWatch
+from lorapod.trainers.dialect import Dialect, Followed
+from lorapod.trainers.installs import Installation, find_installation
+from lorapod.trainers.locations import present_files
+from lorapod.trainers.rendering import RenderContext, Rendering
 from lorapod.workspace import Workspace
 
-PREPARE, COLLECT = "prepare", "collect"
+PREPARE = "prepare"
+RENDERED, DATA, OUTPUT, STATE = "rendered", "data", "output", "state.json"
 
 
-class LineReader(Protocol):
-    """Turns the output of one stage into events. `stopped`: whether it said that it stopped because it was asked to."""
+class ExternalTrainer:
+    """Runs the stages of a dialect."""
 
-    stopped: bool
+    def __init__(self, dialect: Dialect) -> None:
+        self.dialect = dialect
+        self.name = dialect.name.value
+        self._planned: dict[str, Followed] = {}
 
-    def read(self, line: str) -> Event | None:
-        """The event of a line, or None."""
+    def check(self, recipe: Recipe) -> None:
+        entry = catalogue().get(recipe.base_model.name)
+        if entry is not None:  # an entry of the person's own is known with the workspace: `ready`
+            self.dialect.check(recipe, entry)
 
-
-class ExternalTrainer(ABC):
-    """A trainer that is a program of its own."""
-
-    name: str
-    title: str
-    layout: Layout
-
-    @abstractmethod
-    def started(self, stage: Stage, recipe: Recipe, output: Path, resume: bool) -> Stage | None:
-        """The training stage as it is started, from its newest state where it resumes; None if it is finished."""
-
-    @abstractmethod
-    def reader(self, stage: Stage) -> LineReader:
-        """What reads a stage's output."""
-
-    @abstractmethod
-    def collect(self, recipe: Recipe, entry: Entry, run_dir: Path, commit: str) -> list[Event]:
-        """Puts the LoRA files into run/lora; gives a `lora` event each.
-
-        Raises:
-            StageFailedError: There are none, so that nothing was trained.
-        """
-
-    def check(self, recipe: Recipe, workspace: Workspace) -> None:
-        entry = find_entry(recipe, workspace)
-        renderer = get_renderer(recipe.trainer)
-        renderer.check(recipe, entry)
-        renderer.render(recipe, entry, make_context(recipe, entry, workspace, workspace.root), own_keys(recipe))
+    def ready(self, recipe: Recipe, workspace: Workspace) -> None:
+        entry = entry_of(recipe, workspace)
+        self.dialect.check(recipe, entry)
+        find_installation(self.dialect.name, workspace)
+        present_files(recipe, entry, workspace)
 
     def plan(self, recipe: Recipe, run_dir: Path, workspace: Workspace, resume: bool) -> list[Stage]:
-        context, rendering = self.rendered(recipe, run_dir, workspace, [])
-        stages = [self._own(PREPARE, run_dir, workspace)]
-        for rendered in rendering.stages:
-            environment = _environment(context.python) | rendered.env
-            made = Stage(rendered.name, rendered.argv, environment, rendered.cwd)
-            stage: Stage | None = made
-            if rendered.name.startswith("train"):
-                stage = self.started(made, recipe, context.output, resume)
-            if stage is not None:
-                stages.append(stage)
-        return [*stages, self._own(COLLECT, run_dir, workspace)]
-
-    def watch(self, stage: Stage) -> Watch:
-        if stage.name in (PREPARE, COLLECT):
-            return EventWatch()
-        return ExternalWatch(self.title, stage.name, self.reader(stage))
-
-    def prepare(self, recipe: Recipe, run_dir: Path, workspace: Workspace, progress: Progress) -> Rendering:
-        """Makes the view of the data and writes what is rendered."""
-        rule = find_entry(recipe, workspace).geometry
-        geometry = Geometry(
-            divisor=rule.divisor if rule else 16, frame_step=(rule.frame_step if rule else None) or 1,
-            fps=rule.fps if rule else None,
-        )  # fmt: skip
-        plan = plan_datasets(recipe.datasets, geometry, recipe.training.seed, cache=MediaCache.of(workspace))
-        folders = lay_out(recipe.datasets, plan, self.layout, run_dir / "data", progress)
-        views = [
-            View(each.dataset, "clip" if each.clips else "picture", each.folder, each.fps or None) for each in folders
-        ]
-        context, rendering = self.rendered(recipe, run_dir, workspace, views)
-        write(rendering, context.folder, overwrite=True)  # made by an earlier start of this run
-        context.output.mkdir(parents=True, exist_ok=True)
-        return rendering
-
-    def rendered(
-        self, recipe: Recipe, run_dir: Path, workspace: Workspace, views: list[View]
-    ) -> tuple[RenderContext, Rendering]:
-        """Where everything of a run is, and what is rendered for it.
-
-        Raises:
-            RequestError: The trainer is not installed, or cannot do what the recipe asks for.
-            BaseModelError: A file was not pulled.
-        """
-        entry = find_entry(recipe, workspace)
-        context = make_context(recipe, entry, workspace, run_dir / "config", run=run_dir, views=views)
-        return context, get_renderer(recipe.trainer).render(recipe, entry, context, own_keys(recipe))
-
-    def _own(self, name: str, run_dir: Path, workspace: Workspace) -> Stage:
+        entry = entry_of(recipe, workspace)
+        installation = find_installation(self.dialect.name, workspace)
+        context = context_of(recipe, entry, run_dir, workspace, installation)
+        if resume:
+            context = replace(context, resume=self.dialect.resume_points(recipe, entry, context.output))
+        rendering = self.dialect.render(recipe, entry, context)
         argv = [
             sys.executable,
             "-P",
             "-m",
-            "lorapod.trainers.stages",
-            name,
+            "lorapod.trainers.prepare",
             str(run_dir),
             "--workspace",
             str(workspace.root),
         ]
-        return Stage(name, argv, dict(os.environ) | {"PYTHONUNBUFFERED": "1"}, workspace.root)
+        argv += ["--port", str(context.port), *(["--resume"] if resume else [])]
+        environment = dict(os.environ)
+        stages = [Stage(PREPARE, argv, environment | {"PYTHONUNBUFFERED": "1"}, run_dir)]
+        done = stages_done(run_dir, recipe) if resume else set()
+        for stage in rendering.stages:
+            if stage.name not in done:
+                # What the person set in the environment wins over what is only good practice.
+                stages.append(Stage(stage.name, stage.argv, stage.env | _theirs(context.python), stage.cwd))
+        self._planned = {
+            stage.name: Followed(
+                stage.name,
+                recipe,
+                entry,
+                run_dir,
+                (i, len(stages)),
+                {},
+                installation.commit,
+                _hash(entry, workspace),
+                context.resume.get(stage.name),
+            )
+            for i, stage in enumerate(stages, start=1)
+        }
+        return stages
+
+    def watch(self, stage: Stage) -> StageWatch:
+        followed = self._planned[stage.name]
+        if stage.name == PREPARE:
+            return PrepareWatch(followed)
+        return self.dialect.watch(replace(followed, state=read_state(followed.run_dir)))
 
 
-class ExternalWatch:
-    """Reads a trainer's output, and tells at the end what happened."""
-
-    def __init__(self, title: str, stage: str, reader: LineReader) -> None:
-        self.stage, self.reader = stage, reader
-        self.diagnosis = Diagnosis(title)
-        self.asked = False
-
-    def read(self, line: str) -> Event | None:
-        self.diagnosis.feed(line)
-        return self.reader.read(line)
-
-    def ask_to_stop(self) -> bool:
-        self.asked = True
-        return False
-
-    def ended(self, code: int) -> Ending | None:
-        if code == 0:
-            return Ending("stopped") if self.reader.stopped else None
-        if self.asked:
-            return Ending("stopped")
-        return Ending("failed", self.diagnosis.verdict(self.stage, code))
-
-
-def _environment(python: Path) -> dict[str, str]:
-    """The environment with the trainer's own first; what belongs to lorapod's own Python is left out."""
+def _theirs(python: Path) -> dict[str, str]:
+    """The environment of a trainer's process: its own programs first, and nothing of lorapod's own Python."""
     kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
     return kept | {"PATH": f"{python.parent}{os.pathsep}{kept.get('PATH', '')}"}
+
+
+class PrepareWatch(StageWatch):
+    """Follows our own process, which prints events."""
+
+    def __init__(self, followed: Followed) -> None:
+        super().__init__()
+        self.followed = followed
+
+    def begin(self, pid: int) -> list[Event]:
+        index, count = self.followed.place
+        return [event("stage", name=PREPARE, index=index, count=count)]
+
+    def end(self, code: int, *, stopped: bool, forced: bool) -> Ending | None:
+        return Ending("stopped") if stopped else None
+
+
+def entry_of(recipe: Recipe, workspace: Workspace) -> Entry:
+    """The catalogue's entry of the recipe's base model.
+
+    Raises:
+        BaseModelError: There is none; external trainers take no folder.
+    """
+    known = entries(workspace)
+    if recipe.base_model.name not in known:
+        raise unknown(recipe.base_model.name, known)
+    return known[recipe.base_model.name]
+
+
+def context_of(
+    recipe: Recipe, entry: Entry, run_dir: Path, workspace: Workspace, installation: Installation
+) -> RenderContext:
+    """Where everything of a run is.
+
+    Raises:
+        BaseModelError: A file of the base model is not there.
+    """
+    # One GPU is used: the first that the person made visible, which the launchers would otherwise not heed.
+    visible = re.match(r"\d+", os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+    return RenderContext(
+        folder=run_dir / RENDERED,
+        home=Path(installation.home),
+        python=Path(installation.python),
+        model_files=present_files(recipe, entry, workspace),
+        data=[run_dir / DATA / str(index) for index in range(len(recipe.datasets))],
+        output=run_dir / OUTPUT,
+        devices=visible[0] if visible else "",
+        port=free_port(),
+    )
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def write_rendering(rendering: Rendering, folder: Path) -> list[Path]:
+    """Writes a rendering's files and commands; gives their paths.
+
+    Raises:
+        DiskError: They cannot be written.
+    """
+    written = []
+    for file in rendering.files:
+        written.append(folder / file.path)
+        write_text_whole(folder / file.path, file.text)
+    for number, stage in enumerate(rendering.stages, start=1):
+        path = folder / f"{number:02d}-{stage.name.replace(' ', '-')}.command.json"
+        command = {
+            "argv": stage.argv,
+            "env": stage.env,
+            "cwd": str(stage.cwd),
+            "shell": shlex.join([*(f"{key}={value}" for key, value in stage.env.items()), *stage.argv]),
+        }
+        write_text_whole(path, json.dumps(command, ensure_ascii=False, indent=1) + "\n")
+        written.append(path)
+    return written
+
+
+def read_state(run_dir: Path) -> dict[str, Any]:
+    """What a run noted when it was prepared."""
+    try:
+        state = json.loads((run_dir / RENDERED / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
+def stage_is_done(run_dir: Path, stage: str, recipe: Recipe) -> None:
+    """Notes that a stage is done with, so that a run that is resumed does not begin it again."""
+    write_text_whole(run_dir / RENDERED / f"{stage}.done", json.dumps(_length(recipe)) + "\n")
+
+
+def stages_done(run_dir: Path, recipe: Recipe) -> set[str]:
+    """Training stages that are done with, unless the recipe has another length by now."""
+    done = set()
+    for path in (run_dir / RENDERED).glob("*.done"):
+        try:
+            length = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if length == _length(recipe):
+            done.add(path.stem)
+    return done
+
+
+def _length(recipe: Recipe) -> dict[str, int | None]:
+    return {"steps": recipe.training.steps, "epochs": recipe.training.epochs}
+
+
+def _hash(entry: Entry, workspace: Workspace) -> str:
+    """SHA-256 of the denoiser's weights, as they were when they were fetched."""
+    for file in Store(workspace).record(entry.name).files:
+        if file.part.startswith(("transformer", "checkpoint")) and file.sha256:
+            return file.sha256
+    return ""

@@ -21,12 +21,35 @@ class View:
         dataset: Number of the recipe's dataset.
         kind: `picture` or `clip`.
         fps: Frames a second that all of its clips have; None where that is not known.
+        repeats: How often each of its items is seen in an epoch; None: as the recipe's dataset says.
+        masks: Folder of the masks of its items, by the same names.
+        held_out: Its items are kept out of training, for the evaluation loss.
+        items: How many it holds; 0 where that is not known.
     """
 
     dataset: int
     kind: Literal["picture", "clip"]
     path: Path
     fps: float | None = None
+    repeats: int | None = None
+    masks: Path | None = None
+    held_out: bool = False
+    items: int = 0
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """What a stage left behind to go on with.
+
+    Attributes:
+        name: What the trainer is told.
+        step: Optimizer steps behind it.
+        total: Steps of the whole stage; None where that is not known.
+    """
+
+    name: str
+    step: int = 0
+    total: int | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +78,21 @@ class RenderContext:
 
     views: list[View] = field(default_factory=list)
     """`data` cut up by kind of media and frame rate, where the data is at hand."""
+
+    steps_per_epoch: int | None = None
+    """Optimizer steps an epoch has as the trainer counts, where the data is at hand."""
+
+    gpu_gigabytes: float | None = None
+    """Memory of the smallest GPU, where it is known."""
+
+    devices: str = ""
+    """Numbers of the GPUs to use, as `0,2`; empty: the first ones."""
+
+    port: int = 29500
+    """A free port of this machine, by which processes of one training find each other."""
+
+    resume: dict[str, ResumePoint] = field(default_factory=dict)
+    """By stage: what the trainer goes on with."""
 
 
 @dataclass(frozen=True)

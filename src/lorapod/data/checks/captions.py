@@ -17,7 +17,7 @@ from lorapod.recipe.schema import DatasetSection
 
 LISTED = 8
 
-_EXCUSE = re.compile(
+EXCUSE = re.compile(
     r"(i['’]?m sorry|i am sorry|sorry,|i cannot |i can['’]?t |i am unable|i['’]?m unable|unable to |as an ai)",
     re.IGNORECASE,
 )
@@ -39,7 +39,7 @@ def _excuses(items: Sequence[Item]) -> list[Problem]:
     return [
         Problem(Severity.WARNING, item.path, f"Its caption is an excuse: “{cut(item.caption or '')}”", remedy)
         for item in items
-        if _EXCUSE.match((item.caption or "").strip())
+        if EXCUSE.match((item.caption or "").strip())
     ]
 
 

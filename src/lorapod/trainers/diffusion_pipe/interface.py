@@ -1,135 +1,158 @@
-"""The keys that diffusion-pipe reads, as written down in `interface.toml`, and a person's own keys checked by them.
+"""The keys that diffusion-pipe reads, as written down in `interface.toml`, and configurations checked by them.
 
-diffusion-pipe ignores a key that it does not know, so a misspelt one would be lost without a word.
+diffusion-pipe ignores a key that it does not know, at every level. lorapod refuses it, in a person's own options as in
+what it renders itself. Not covered: which values go together, which only a run shows.
 """
 
 from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import resources
 from typing import Any
 
 from lorapod.errors import RequestError
 
-_TABLES = ("model", "adapter", "optimizer", "dataset")
-_WORDS = {
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "str": "text",
-    "pairs": "a list of pairs of numbers",
-    "triples": "a list of [width, height, frames]",
-    "tables": "a list of tables with name and config",
+_TAKEN = {
+    "main": {"output_dir", "dataset", "eval_datasets", "resume_from_checkpoint", "save_every_n_examples"},
+    "model": {"type", "ckpt_path", "diffusers_path", "checkpoint_path", "diffusion_model", "vae", "text_encoders"},
+    "adapter": {"type", "rank"},
+    "monitoring": {"enable_wandb", "wandb_api_key"},
+    "dataset": {"directory", "size_buckets", "subsample_ratio"},
 }
+"""Keys by table that lorapod has to set itself, since the run depends on them, or that no recipe may hold."""
+
+_WHY_NOT = {
+    "enable_wandb": "its key would be copied into every folder that diffusion-pipe writes",
+    "wandb_api_key": "a key in it would be copied into every folder that diffusion-pipe writes",
+}
+_TABLES = ("model", "adapter", "optimizer", "monitoring", "dataset")
+_ANY_OPTIMIZER = "any"
 
 
 @cache
 def interface() -> dict[str, Any]:
-    """The table: `commit`, then key to what it takes, for each table of the two files."""
+    """The table: `commit`, and for each table of a configuration key to what it takes."""
     return tomllib.loads((resources.files(__package__) / "interface.toml").read_text(encoding="utf-8"))
 
 
-def keys_of(table: str, model: str, optimizer: str) -> dict[str, str]:
-    """Key to what it takes, of `main`, `model`, `adapter`, `optimizer` or `dataset`.
+def keys_of(table: str, model_type: str, optimizer: str = "") -> dict[str, str] | None:
+    """Key to what it takes, of `main`, `model`, `adapter`, `optimizer`, `monitoring`, `dataset` or `directory`.
 
-    Args:
-        model: `type` of [model], as in `z_image`.
-        optimizer: `type` of [optimizer], as in `adamw_optimi`.
+    None for an optimizer that is a class of the package pytorch_optimizer, whose arguments are not known here.
     """
     known: dict[str, Any] = interface()[table]
-    if table in ("model", "optimizer"):
-        own: dict[str, str] = known.get(model if table == "model" else optimizer, {})
-        return {**known["common"], **own}
-    return dict(known)
+    if table == "model":
+        return {**known["common"], **known[model_type]}
+    if table == "optimizer":
+        own = known.get(optimizer.lower())
+        return None if own is None else {**known["common"], **own}
+    return known
 
 
-def check_own(own: Mapping[str, Any], model: str, optimizer: str) -> None:
-    """Checks a person's own keys: keys of the main TOML, with the tables model, adapter and optimizer, and the table
-    `dataset` for keys of the dataset TOML.
+def check_own(own: Mapping[str, Any], model_type: str, optimizer: str) -> None:
+    """Checks a person's own options: keys of the main TOML, its tables, and `dataset` for the dataset TOML.
+
+    Args:
+        optimizer: The optimizer's name where the person's own options do not change it.
 
     Raises:
-        RequestError: A key that diffusion-pipe does not read here, that the recipe says, or with a value of another type.
+        RequestError: A key that diffusion-pipe does not read, or a value that it does not take.
     """
-    for key, value in own.items():
-        if key == "monitoring":
-            raise RequestError(
-                "`monitoring` cannot be given",
-                "diffusion-pipe copies its file, with the key for W&B in it, into the folder of every LoRA.",
-                "Leave it out; `lorapod report` and TensorBoard show the loss.",
-            )
-        if key in _TABLES and isinstance(value, Mapping):
-            for inner, each in value.items():
-                _check(key, f"{key}.{inner}", inner, each, model, optimizer)
-        elif key in _TABLES and key != "dataset":
-            raise RequestError(f"`{key}` is a table", f"It was given as {value!r}.", f"Write `{key}.KEY = VALUE`.")
-        else:
-            _check("main", key, key, value, model, optimizer)
-
-
-def _check(table: str, dotted: str, key: str, value: Any, model: str, optimizer: str) -> None:
-    taken: dict[str, str] = interface()["taken"][table]
-    if key in taken:
-        said = taken[key]
-        raise RequestError(
-            f"`{dotted}` is set by lorapod",
-            f"The recipe says it in `{said}`." if said else "The run depends on it.",
-            f"Leave it out, and set `{said}` in the recipe." if said else "Leave it out.",
-        )
-    known = keys_of(table, model, optimizer)
-    if key not in known:
-        raise _unknown(table, dotted, key, known, model, optimizer)
-    if not any(_fits(value, takes) for takes in known[key].split(" or ")):
-        said = " or ".join(_said(takes) for takes in known[key].split(" or "))
-        raise RequestError(
-            f"`{dotted}` takes {said}, not {value!r}", "diffusion-pipe would fail or misread it.", "Change the value."
-        )
-
-
-def _unknown(table: str, dotted: str, key: str, known: Mapping[str, str], model: str, optimizer: str) -> RequestError:
-    where = {"model": f" for the model type {model}", "optimizer": f" for the optimizer {optimizer}"}.get(table, "")
-    near = difflib.get_close_matches(key, known, n=1)
-    prefix = "" if table == "main" else f"{table}."
-    if near:
-        hint = f"Did you mean `{prefix}{near[0]}`?"
-    else:
-        others = [
-            name if other == "main" else f"{other}.{name}"
-            for other in ("main", *_TABLES)
-            for name in keys_of(other, model, optimizer)
-            if other != table and name == key
-        ]
-        hint = f"It is written `{others[0]}`." if others else f"It reads {', '.join(prefix + name for name in known)}."
-    return RequestError(
-        f"diffusion-pipe reads no key `{dotted}`{where}", hint, "Correct it or leave it out; it would be ignored."
+    optimizer = (
+        str(own.get("optimizer", {}).get("type", optimizer)) if _is_table(own.get("optimizer", {})) else optimizer
     )
+    for key, value in own.items():
+        if key in _TABLES:
+            if not _is_table(value):
+                raise RequestError(f"`{key}` is a table of diffusion-pipe, not {value!r}", "", f"Write [… .{key}].")
+            for inner, held in value.items():
+                _check_one(key, inner, held, keys_of(key, model_type, optimizer))
+        else:
+            _check_one("main", key, value, keys_of("main", model_type))
 
 
-def _said(takes: str) -> str:
-    one = takes.removesuffix("...")
-    return "a list of " + _WORDS[one] if one != takes else _WORDS.get(one, one)
+def problems(config: Mapping[str, Any], dataset: Mapping[str, Any]) -> Iterator[str]:
+    """Where two parsed TOML files hold what diffusion-pipe would ignore or refuse."""
+    model_type = str(config["model"]["type"])
+    optimizer = str(config["optimizer"]["type"])
+    tables = [("main", config), ("dataset", dataset), *(("directory", each) for each in dataset["directory"])]
+    tables += [(name, config[name]) for name in ("model", "adapter", "optimizer", "monitoring") if name in config]
+    for name, table in tables:
+        known = keys_of(name, model_type, optimizer)
+        for key, value in table.items():
+            if known is None:
+                continue
+            if key not in known:
+                yield f"{name}.{key} is not read"
+            elif not _fits(value, known[key]):
+                yield f"{name}.{key} takes {_said(known[key])}, not {value!r}"
 
 
-def _fits(value: Any, takes: str) -> bool:
+def _is_table(value: object) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _check_one(table: str, key: str, value: object, known: Mapping[str, str] | None) -> None:
+    name = key if table == "main" else f"{table}.{key}"
+    if key in _TAKEN.get(table, ()):
+        why = _WHY_NOT.get(key, "the run depends on it")
+        raise RequestError(
+            f"`{name}` of diffusion-pipe cannot be set by a recipe", f"lorapod sets it itself: {why}.", "Leave it out."
+        )
+    if known is None:
+        return
+    if key not in known:
+        raise RequestError(
+            f"diffusion-pipe reads no key `{name}`", "It would be ignored in silence.", _near(key, known)
+        )
+    if not _fits(value, known[key]):
+        raise RequestError(
+            f"`{name}` of diffusion-pipe takes {_said(known[key])}, not {value!r}", "", "Change the value."
+        )
+
+
+def _near(key: str, known: Mapping[str, str]) -> str:
+    everywhere = {found: table for table in ("main", "dataset") for found in interface()[table]}
+    everywhere |= dict.fromkeys(interface()["adapter"], "adapter")
+    near = difflib.get_close_matches(key, known, n=1)
+    if near:
+        return f"Did you mean `{near[0]}`?"
+    if key in everywhere:
+        return f"It belongs to the table `{everywhere[key]}`."
+    return f"It reads {', '.join(sorted(known))}."
+
+
+def _fits(value: object, takes: str) -> bool:
+    return any(_fits_one(value, each) for each in takes.split(" | "))
+
+
+def _fits_one(value: object, takes: str) -> bool:
     if takes.endswith("..."):
-        return isinstance(value, list) and bool(value) and all(_fits(each, takes[:-3]) for each in value)
-    if takes in ("pairs", "triples"):
-        length = 2 if takes == "pairs" else 3
-        return isinstance(value, list) and bool(value) and all(_numbers(each, length) for each in value)
-    if takes == "tables":
-        return isinstance(value, list) and all(isinstance(t, Mapping) and set(t) == {"name", "config"} for t in value)
-    if takes.startswith("one of "):
-        return isinstance(value, str) and value in takes.removeprefix("one of ").split(", ")
-    if takes == "bool" or isinstance(value, bool):
-        return takes == "bool" and isinstance(value, bool)
+        return isinstance(value, list) and all(_fits_one(each, takes.removesuffix("...")) for each in value)
+    if takes == "table":
+        return isinstance(value, Mapping)
+    if takes == "bool":
+        return isinstance(value, bool)
+    if isinstance(value, bool):
+        return False
     if takes == "int":
         return isinstance(value, int)
     if takes == "float":
         return isinstance(value, int | float)
+    if takes.startswith("one of "):
+        return value in takes.removeprefix("one of ").split(", ")
     return isinstance(value, str)
 
 
-def _numbers(value: Any, length: int) -> bool:
-    return isinstance(value, list) and len(value) == length and all(_fits(each, "float") for each in value)
+def _said(takes: str) -> str:
+    words = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text", "table": "a table"}
+
+    def one(kind: str) -> str:
+        if kind.endswith("..."):
+            return f"a list of: {one(kind.removesuffix('...'))}"
+        return words.get(kind, kind)
+
+    return ", or ".join(one(kind) for kind in takes.split(" | "))

@@ -1,238 +1,173 @@
-"""What diffusion-pipe cannot do, refused before anything is started, and what it does otherwise than the recipe says."""
+"""What diffusion-pipe cannot do of what a recipe can ask for, said before anything is started.
+
+Facts: `train.py`, `utils/dataset.py`, `models/*.py` of the commit in `interface.toml`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from lorapod.errors import RequestError
 from lorapod.models import Entry
-from lorapod.recipe import Recipe
+from lorapod.recipe import Recipe, TrainerName
 from lorapod.recipe.schema import (
     AdapterKind,
     ClipWindows,
+    DatasetSection,
     LoraFormat,
     OptimizerKind,
-    Precision,
-    ScheduleKind,
     Targets,
     TimestepSampling,
 )
-from lorapod.trainers.diffusion_pipe.networks import NETWORKS, TRAINER, most_swapped, needs_one_size, takes_clips_only
-from lorapod.trainers.rendering import RenderContext, beyond_external
+from lorapod.trainers.diffusion_pipe.interface import check_own
+from lorapod.trainers.diffusion_pipe.models import OPTIMIZERS, denoisers, model_type
+from lorapod.trainers.rendering import beyond_external
 
-OPTIMIZERS = {
-    OptimizerKind.ADAMW: "adamw_optimi",
-    OptimizerKind.ADAMW_8BIT: "AdamW8bitKahan",
-    OptimizerKind.PRODIGY: "Prodigy",
-}
-"""`type` of [optimizer]. The first two sum bf16 weights with Kahan's correction, without which small updates are lost."""
-
-WINDOWS = {ClipWindows.HEAD: "single_beginning", ClipWindows.MIDDLE: "single_middle"}
 MOST_RESOLUTIONS = 3
-"""With more, it prints a warning and leaves with success, without having trained."""
+"""With more, train.py prints a warning and ends with status 0."""
+
+MOST_SWAPPED = {
+    "wan2.1-t2v-1.3b": 28, "wan2.2-ti2v-5b": 28, "wan2.1-t2v-14b": 38, "wan2.1-i2v-14b-480p": 38, "flux-dev": 34,
+    "qwen-image": 58, "z-image-turbo": 28, "z-image": 28, "sdxl": 0,
+}  # fmt: skip
+"""Most blocks that can be swapped; 38 for both experts of Wan 2.2 A14B."""
+
+
+def own_options(recipe: Recipe) -> dict[str, object]:
+    """The person's own options for diffusion-pipe."""
+    return recipe.trainer_options.get(TrainerName.DIFFUSION_PIPE, {})
 
 
 def check(recipe: Recipe, entry: Entry) -> None:
-    """Refuses what diffusion-pipe cannot do.
+    """Refuses what diffusion-pipe cannot do with a recipe.
 
     Raises:
-        RequestError: What it is, and what can.
+        RequestError: What it is, and which trainers can.
         BaseModelError: It does not train this base model.
     """
-    entry.files_for(TRAINER)
-    _check_adapter(recipe, entry)
-    _check_training(recipe, entry)
-    for index, _ in enumerate(recipe.datasets):
-        _check_dataset(recipe, entry, index)
-
-
-def _check_adapter(recipe: Recipe, entry: Entry) -> None:
-    adapter, base, network = recipe.adapter, recipe.base_model, NETWORKS[entry.family]
-    if adapter.kind is not AdapterKind.LORA and not (adapter.kind is AdapterKind.LOKR and network.lokr):
-        can = "lora and lokr" if network.lokr else "lora"
-        raise _cannot(f"train adapters of kind {adapter.kind.value} here", "adapter.kind", f"It can train {can}.")
-    if beyond := beyond_external(adapter):
-        raise _cannot(*beyond, "builtin can.")
-    if recipe.alpha != adapter.rank:
+    entry.files_for(TrainerName.DIFFUSION_PIPE)
+    kind = model_type(entry)
+    denoisers(entry, recipe.base_model.expert)
+    own = own_options(recipe)
+    check_own(own, kind, OPTIMIZERS.get(recipe.optimizer.kind, ""))
+    _check_adapter(recipe, kind)
+    _check_training(recipe, entry, kind)
+    if recipe.optimizer.kind not in OPTIMIZERS and "optimizer" not in own:
         raise _cannot(
-            "take an alpha other than the rank",
-            "adapter.alpha",
-            f"Leave it out, or set it to {adapter.rank} and scale the learning rate; builtin and musubi take any.",
+            f"use the optimizer {recipe.optimizer.kind.value}",
+            "optimizer.kind",
+            "builtin" if recipe.optimizer.kind is OptimizerKind.SCHEDULE_FREE else "builtin and musubi",
+        )
+    if recipe.saving.formats != [LoraFormat.COMFYUI]:
+        raise RequestError(
+            "diffusion-pipe writes no other layout than ComfyUI's",
+            "The recipe asks for others in `saving.formats`.",
+            'Set `formats = ["comfyui"]`, and make the others with `lorapod lora convert` afterwards.',
+        )
+    swapped, most = own.get("blocks_to_swap", 0), MOST_SWAPPED.get(entry.name, 38)
+    if isinstance(swapped, int) and swapped > most:
+        raise RequestError(
+            f"diffusion-pipe cannot swap {swapped} blocks of {entry.title}",
+            f"It can swap {most} at most." if most else "It swaps none of this base model.",
+            f"Set `blocks_to_swap = {most}`." if most else "Leave `blocks_to_swap` out.",
+        )
+    for index, dataset in enumerate(recipe.datasets):
+        _check_dataset(dataset, index, entry)
+    for key in ("clip_windows", "caption_dropout"):
+        if len({getattr(dataset, key) for dataset in recipe.datasets}) > 1:
+            raise RequestError(
+                f"diffusion-pipe knows one `{key}` for all datasets",
+                "The recipe's datasets differ in it.",
+                "Give them the same, or train with builtin.",
+            )
+
+
+def _check_adapter(recipe: Recipe, kind: str) -> None:
+    adapter = recipe.adapter
+    if adapter.kind not in (AdapterKind.LORA, AdapterKind.LOKR):
+        who = "builtin and musubi" if adapter.kind is AdapterKind.LOHA else "builtin"
+        raise _cannot(f"train adapters of kind {adapter.kind.value}", "adapter.kind", who)
+    if beyond := beyond_external(adapter):
+        raise _cannot(*beyond, "builtin")
+    if adapter.kind is AdapterKind.LOKR and kind in ("flux", "sdxl"):
+        raise _cannot(f"train a LoKr of {kind}", "adapter.kind", "no trainer that lorapod knows")
+    if recipe.alpha != adapter.rank:
+        raise RequestError(
+            "diffusion-pipe trains with alpha equal to the rank, nothing else",
+            f"The recipe asks for `adapter.alpha = {recipe.alpha:g}` at rank {adapter.rank}; builtin and musubi can.",
+            "Leave `alpha` out (and multiply the learning rate by alpha / rank for much the same), or change `trainer`.",
         )
     if adapter.kind is AdapterKind.LOKR and adapter.dropout:
-        raise _cannot("drop out inputs of a LoKr", "adapter.dropout", "It can for lora.")
-    if adapter.targets is Targets.ATTENTION and not network.chosen_layers:
-        raise _cannot("leave out layers of this base model", "adapter.targets", "builtin can.")
+        raise _cannot("train a LoKr with `dropout`", "adapter.dropout", "musubi")
     if adapter.continue_from:
         raise _cannot(
-            "start from a LoRA file in the key layouts of lorapod",
+            "start from any LoRA file; it takes a folder with one file of its own, in its option "
+            "`adapter.init_from_existing`",
             "adapter.continue_from",
-            "builtin can; a folder that diffusion-pipe saved itself is given to it as its key `adapter.init_from_existing`.",
+            "builtin",
         )
-    if base.training_adapter != "none":
-        if entry.family not in ("z_image", "flux"):
-            raise _cannot(
-                "merge a training adapter into this base model", "base_model.training_adapter", "builtin can."
-            )
-        if base.training_adapter_strength != 1 and entry.family != "flux":
-            raise _cannot(
-                "merge it at a strength other than 1", "base_model.training_adapter_strength", "builtin and musubi can."
-            )
-    only = entry.name.rpartition("-")[2]
-    if only in ("high", "low") and base.expert.value not in ("both", only):
-        raise RequestError(
-            f"{entry.name} has no {base.expert.value}-noise expert",
-            "It is one expert by itself.",
-            "Leave `base_model.expert` out, or name the other base model.",
-        )
+    if kind == "sdxl" and adapter.targets is Targets.ATTENTION:
+        raise _cannot("leave out the feed-forward layers of SDXL", "adapter.targets", "builtin")
 
 
-def _check_training(recipe: Recipe, entry: Entry) -> None:
-    training, optimizer, saving = recipe.training, recipe.optimizer, recipe.saving
-    if optimizer.kind not in OPTIMIZERS:
-        can = ", ".join(kind.value for kind in OPTIMIZERS)
-        raise _cannot(
-            f"use the optimizer {optimizer.kind.value}", "optimizer.kind", f"It can use {can}; builtin can this."
-        )
-    if optimizer.kind is OptimizerKind.PRODIGY and optimizer.learning_rate < 0.1:
-        raise RequestError(
-            f"Prodigy hardly trains at a learning rate of {optimizer.learning_rate:g}",
-            "It finds the rate itself and multiplies it by this one.",
-            "Set `optimizer.learning_rate = 1.0`.",
-        )
-    if optimizer.schedule is not ScheduleKind.CONSTANT and training.epochs is None:
-        raise _cannot(
-            f"end a {optimizer.schedule.value} schedule at a number of steps",
-            "optimizer.schedule",
-            "Give `training.epochs` in place of `training.steps`, or a constant schedule; builtin and musubi can.",
-        )
-    if entry.family == "sdxl":
-        # Its text encoders are kept as they are by a rate of 0, which neither of these leaves at 0.
-        if optimizer.kind is OptimizerKind.PRODIGY:
-            raise _cannot(
-                "leave SDXL's text encoders as they are with Prodigy",
-                "optimizer.kind",
-                "It uses one rate for all; take adamw or adamw-8bit; builtin can.",
-            )
-        if optimizer.schedule is ScheduleKind.COSINE:
-            raise _cannot(
-                "leave SDXL's text encoders as they are with a cosine schedule",
-                "optimizer.schedule",
-                "That ends at a rate of 1e-6 wherever it began; take linear or constant; builtin can.",
-            )
-    if training.precision is not Precision.BF16:
-        raise _cannot("train in fp32 as lorapod runs it", "training.precision", 'builtin can; set "bf16".')
+def _check_training(recipe: Recipe, entry: Entry, kind: str) -> None:
+    training = recipe.training
     if training.first_frame_share:
-        raise _cannot("train with a given first frame", "training.first_frame_share", "builtin can; set it to 0.")
-    if training.min_snr_gamma and entry.family != "sdxl":
-        raise _cannot("weigh the loss by Min-SNR here", "training.min_snr_gamma", "It can for SDXL; set it to 0.")
-    if entry.family == "sdxl":
-        for key, asked in (
-            ("timestep_sampling", training.timestep_sampling is not TimestepSampling.UNIFORM),
-            ("timestep_shift", training.timestep_shift != 1),
-            ("resolution_shift", training.resolution_shift),
-        ):
-            if asked:
-                raise _cannot("draw timesteps of SDXL other than uniformly", f"training.{key}", "Leave it out.")
-    elif training.resolution_shift and NETWORKS[entry.family].mu is None:
-        raise _cannot(
-            "shift by the size of the picture here",
-            "training.resolution_shift",
-            "Set `training.timestep_shift`; it can for FLUX.1 and Qwen-Image.",
+        raise _cannot("give first frames at a share of steps", "training.first_frame_share", "builtin")
+    if training.min_snr_gamma and kind != "sdxl":
+        raise _cannot("weigh the loss by Min-SNR here", "training.min_snr_gamma", "builtin")
+    if kind == "sdxl":
+        if training.timestep_sampling is not TimestepSampling.UNIFORM or training.timestep_shift != 1:
+            raise _cannot("sample SDXL's noise levels otherwise than evenly", "training.timestep_sampling", "builtin")
+        if training.resolution_shift:
+            raise _cannot("shift SDXL's noise levels", "training.resolution_shift", "no trainer that lorapod knows")
+    if training.resolution_shift and training.timestep_shift != 1:
+        raise RequestError(
+            "diffusion-pipe shifts by the size of the picture or by a number, not by both",
+            "The recipe asks for `resolution_shift` and a `timestep_shift`; builtin can do both.",
+            "Set one of `training.resolution_shift = false` and `training.timestep_shift = 1.0`.",
         )
-    sizes = {size for dataset in recipe.datasets for size in dataset.resolutions}
-    if needs_one_size(recipe, entry) and len(sizes) > 1:
-        raise _cannot(
-            "shift by the size of the picture as this base model's sampler does with several resolutions",
-            "training.resolution_shift",
-            "Give one resolution, or false and a `training.timestep_shift`; builtin can.",
-        )
-    native = NETWORKS[entry.family].layout
-    unknown = [f.value for f in saving.formats if f not in (native, LoraFormat.COMFYUI)]
-    if unknown:
-        raise _cannot(
-            f"write LoRA files as {unknown[0]}",
-            "saving.formats",
-            f"It writes {native.value} here; `lorapod lora convert` makes the others of it.",
-        )
-    for key, values in (
-        ("clip_windows", {dataset.clip_windows for dataset in recipe.datasets}),
-        ("caption_dropout", {dataset.caption_dropout for dataset in recipe.datasets}),
-    ):
-        if len(values) > 1 and (key != "clip_windows" or entry.modality == "clip"):
-            raise _cannot(f"use another `{key}` for each dataset", f"datasets.{key}", "Give all the same; builtin can.")
+    adapter = recipe.base_model.training_adapter
+    if adapter != "none":
+        if kind != "z_image":
+            raise _cannot(f"merge a training adapter into {entry.title}", "base_model.training_adapter", "builtin")
+        if recipe.base_model.training_adapter_strength != 1:
+            raise _cannot(
+                "merge a training adapter at another strength than 1",
+                "base_model.training_adapter_strength",
+                "builtin and musubi",
+            )
 
 
-def _check_dataset(recipe: Recipe, entry: Entry, index: int) -> None:
-    dataset, place = recipe.datasets[index], f"datasets.{index}"
-    if len(dataset.resolutions) > MOST_RESOLUTIONS:
+def _check_dataset(dataset: DatasetSection, index: int, entry: Entry) -> None:
+    where = f"datasets.{index}"
+    if len(set(dataset.resolutions)) > MOST_RESOLUTIONS:
         raise _cannot(
-            f"train at more than {MOST_RESOLUTIONS} resolutions",
-            f"{place}.resolutions",
-            "It would leave without training; builtin and musubi can.",
+            f"train at more than {MOST_RESOLUTIONS} resolutions of a dataset (it would end at once)",
+            f"{where}.resolutions",
+            "builtin and musubi",
         )
-    if entry.modality == "clip" and dataset.clip_windows not in WINDOWS:
-        raise _cannot(
-            f"take {dataset.clip_windows.value} stretches of clips",
-            f"{place}.clip_windows",
-            "It can take `head` and `middle`; builtin and musubi can this.",
-        )
-    if dataset.shuffle_tags and dataset.keep_tags:
-        raise _cannot(
-            "keep leading tags in their place", f"{place}.keep_tags", "Set it to 0 to shuffle all; builtin can."
-        )
-    if dataset.masks and dataset.unmasked_weight:
-        raise _cannot("learn a little where masks are black", f"{place}.unmasked_weight", "Set it to 0; builtin can.")
-    if dataset.alpha_masks:
-        raise _cannot("take masks out of alpha channels", f"{place}.alpha_masks", "It can take `masks`; builtin can.")
     if dataset.control:
-        raise _cannot("train this base model with control pictures", f"{place}.control", "No trainer can.")
-
-
-def check_views(entry: Entry, context: RenderContext) -> None:
-    """Refuses pictures for a base model that takes clips alone, where what the folders hold is known.
-
-    Raises:
-        RequestError: There are pictures; diffusion-pipe would fail while caching, and then hang.
-    """
-    pictures = [view for view in context.views if view.kind == "picture"]
-    if pictures and takes_clips_only(entry):
-        raise RequestError(
-            f"{entry.title} trains on clips only, and dataset {pictures[0].dataset} holds pictures",
-            "It makes a clip out of its first frame; a picture alone gives it nothing to learn.",
-            "Take the pictures out, or train them on a T2V base model.",
+        raise _cannot(
+            "train this base model with control pictures", f"{where}.control", "no base model of the catalogue"
         )
+    if entry.modality == "clip":
+        if dataset.clip_windows not in (ClipWindows.HEAD, ClipWindows.MIDDLE):
+            raise _cannot("take several stretches of a clip", f"{where}.clip_windows", "builtin and musubi")
+        step = entry.geometry.frame_step if entry.geometry and entry.geometry.frame_step else 1
+        for frames in dataset.frames:
+            over = (frames - 1) % step
+            if over:
+                raise RequestError(
+                    f"Clips cannot be cut to {frames} frames",
+                    f"{entry.title} takes one frame and then {step} at a time; diffusion-pipe would round it down.",
+                    f"Write {frames - over} or {frames - over + step} into `{where}.frames`.",
+                )
 
 
-def check_memory_keys(own: Mapping[str, Any], entry: Entry, gpus: int) -> None:
-    """Refuses a person's own keys that contradict each other, which diffusion-pipe finds only after caching.
-
-    Raises:
-        RequestError: Which key, and what it may be.
-    """
-    swapped, stages, most = own.get("blocks_to_swap", 0), own.get("pipeline_stages", 1), most_swapped(entry)
-    if swapped > most or swapped < 0:
-        allowed = f"0 to {most}" if most else "0 only: blocks of this base model cannot be swapped"
-        raise RequestError(f"`blocks_to_swap` is {swapped}", f"It may be {allowed}.", "Change or leave it out.")
-    if swapped and stages != 1:
-        raise RequestError(
-            "`blocks_to_swap` and `pipeline_stages` exclude each other",
-            "Blocks are swapped on one GPU.",
-            "Leave one of them out.",
-        )
-    if stages < 1 or gpus % stages:
-        raise RequestError(
-            f"`pipeline_stages` is {stages}, and there are {gpus} GPUs",
-            "The number of GPUs has to be a multiple of it.",
-            "Change or leave it out.",
-        )
-    loss = next((key for key in ("huber_delta", "smooth_l1_beta") if key in own), None)
-    if loss and entry.family == "sdxl":
-        raise RequestError(
-            f"`{loss}` is not used for SDXL", "diffusion-pipe has a loss of its own there.", "Leave it out."
-        )
-
-
-def _cannot(what: str, key: str, remedy: str) -> RequestError:
-    return RequestError(f"diffusion-pipe cannot {what}", f"The recipe asks for it in `{key}`.", remedy)
+def _cannot(what: str, key: str, who: str) -> RequestError:
+    return RequestError(
+        f"diffusion-pipe cannot {what}",
+        f"The recipe asks for it in `{key}`; {who} can."
+        if not who.startswith("no ")
+        else f"The recipe asks for it in `{key}`; {who} takes that.",
+        "Change it, or change `trainer`.",
+    )

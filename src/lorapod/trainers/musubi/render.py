@@ -27,6 +27,7 @@ from lorapod.recipe.schema import (
     ScheduleKind,
     Targets,
     TimestepSampling,
+    TrainerName,
 )
 from lorapod.trainers.musubi.architectures import (
     ARCHITECTURES,
@@ -43,6 +44,7 @@ from lorapod.trainers.rendering import (
     RenderedFile,
     RenderedStage,
     Rendering,
+    ResumePoint,
     View,
     beyond_external,
 )
@@ -62,7 +64,18 @@ _WINDOWS = {
     ClipWindows.UNIFORM: "uniform",
     ClipWindows.EVERY: "chunk",
 }
+_FALLING = {
+    ScheduleKind.COSINE: ("CosineAnnealingLR", "T_max"),
+    ScheduleKind.LINEAR: ("PolynomialLR", "total_iters"),
+}
+"""Schedules of torch.optim.lr_scheduler that go on as the recipe's, with the argument that is their length."""
+
 _DATASET, _PROMPTS = PurePosixPath("dataset.toml"), PurePosixPath("prompts.txt")
+
+
+def own_options(recipe: Recipe) -> dict[str, Any]:
+    """The person's own options for musubi-tuner."""
+    return recipe.trainer_options.get(TrainerName.MUSUBI, {})
 
 
 def check(recipe: Recipe, entry: Entry) -> None:
@@ -73,6 +86,7 @@ def check(recipe: Recipe, entry: Entry) -> None:
         BaseModelError: It does not train this base model.
     """
     entry.files_for("musubi")
+    check_own(own_options(recipe), entry.family)
     training, adapter = recipe.training, recipe.adapter
     if adapter.kind not in (AdapterKind.LORA, *_NETWORKS):
         raise _cannot(f"train adapters of kind {adapter.kind.value}", "adapter.kind", "builtin can")
@@ -121,15 +135,15 @@ def render(recipe: Recipe, entry: Entry, context: RenderContext, own: Mapping[st
     """Everything for one run.
 
     Args:
-        own: A person's own options: `dataset` for the [general] table, and `cache_latents`, `cache_text` and `train` for
-            the command lines, by option name without dashes.
+        own: A person's own options in place of the recipe's: `dataset` for the [general] table, and `cache_latents`,
+            `cache_text` and `train` for the command lines, by option name without dashes.
 
     Raises:
         RequestError: The trainer cannot do what the recipe asks for, or does not know one of the person's own options.
         BaseModelError: It does not train this base model.
     """
     check(recipe, entry)
-    own = own or {}
+    own = own_options(recipe) if own is None else own
     check_own(own, entry.family)
     architecture, networks = ARCHITECTURES[entry.family], denoisers(entry, recipe.base_model.expert.value)
     views = context.views or [
@@ -147,8 +161,39 @@ def render(recipe: Recipe, entry: Entry, context: RenderContext, own: Mapping[st
     ]
     for network in networks:
         options = _training(recipe, entry, context, network, architecture, previews=bool(previews))
-        stages.append(_stage(f"train{network.name}", "train", options, own, architecture, context))
+        goes_on = context.resume.get(train_stage(network))
+        options |= _start(recipe, context, goes_on, own.get("train", {}))
+        stages.append(_stage(train_stage(network), "train", options, own, architecture, context))
     return Rendering(files, stages, notes)
+
+
+def train_stage(network: Denoiser) -> str:
+    """Name of the stage that trains it."""
+    return f"train{network.name}"
+
+
+def start_folder(output: Path, step: int) -> Path:
+    """Where a training that goes on from `step` writes: it counts from 0 again and would overwrite what is there."""
+    return output / f"from-{step:06d}"
+
+
+def _start(recipe: Recipe, context: RenderContext, goes_on: ResumePoint | None, own: Mapping[str, Any]) -> Options:
+    """Where a training begins.
+
+    Its `--resume` restores weights, optimizer and how far the schedule is, yet neither counts on nor knows how long the
+    schedule was: it is told what is left to train, and a falling schedule is given as one of torch's that says its own
+    length. That one falls as the former one where there is no warm-up, and to the same end where there is.
+    """
+    if goes_on is None:
+        return {"output_dir": start_folder(context.output, 0)}
+    options: Options = {"output_dir": start_folder(context.output, goes_on.step), "resume": goes_on.name}
+    if goes_on.total is not None:
+        options |= {"max_train_steps": max(1, goes_on.total - goes_on.step), "max_train_epochs": None}
+        schedule = _FALLING.get(recipe.optimizer.schedule)
+        if schedule and "lr_scheduler" not in own:
+            options |= {"lr_scheduler": "constant", "lr_warmup_steps": None}
+            options |= {"lr_scheduler_type": schedule[0], "lr_scheduler_args": [f"{schedule[1]}={goes_on.total}"]}
+    return options
 
 
 def _notes(recipe: Recipe, entry: Entry, views: list[View]) -> list[str]:
@@ -184,7 +229,7 @@ def _dataset(
         for side in section.resolutions:
             table = tomlkit.table()
             table["resolution"] = [side, side]
-            table["num_repeats"] = section.repeats
+            table["num_repeats"] = view.repeats if view.repeats and not view.held_out else section.repeats
             clip: dict[str, Any] = {}
             if view.kind == "clip":
                 clip["target_frames"] = sorted({frames - (frames - 1) % 4 for frames in section.frames})
@@ -196,11 +241,16 @@ def _dataset(
             key = [entry.name, str(view.path), side, clip, made_from]
             name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
             table["video_directory" if view.kind == "clip" else "image_directory"] = str(view.path)
-            table["cache_directory"] = str(context.output.parent / "cache" / f"{view.dataset}-{side}-{name}")
+            table["cache_directory"] = str(cache_folder(context) / f"{view.dataset}-{side}-{name}")
             table.update(clip)
             tables.append(table)
     document["datasets"] = tables
     return document
+
+
+def cache_folder(context: RenderContext) -> Path:
+    """Where the caches are: beside the trainer's output, outside of the folders of the data."""
+    return context.output.parent / "cache"
 
 
 def _wanted_previews(recipe: Recipe) -> bool:
@@ -275,7 +325,7 @@ def _training(
         options |= {"save_state": True, "save_last_n_steps_state": saving.keep_checkpoints * every}
     options["save_state_on_train_end"] = True
     options["save_precision"] = "bf16" if saving.precision is Precision.BF16 else "float"
-    options |= {"output_dir": context.output, "output_name": recipe.name + network.name}
+    options["output_name"] = recipe.name + network.name
     options |= {"logging_dir": context.output.parent / "tensorboard", "log_with": "tensorboard"}
     options["metadata_title"] = recipe.name + network.name
     if previews:
@@ -379,13 +429,3 @@ def _words(options: Options) -> list[str]:
         if value is not True:
             words += [str(each) for each in (value if isinstance(value, list | tuple) else [value])]
     return words
-
-
-def output_names(recipe: Recipe, entry: Entry) -> list[str]:
-    """Names of the LoRA files that the stages write, without a suffix."""
-    return [recipe.name + network.name for network in denoisers(entry, recipe.base_model.expert.value)]
-
-
-def cache_folder(context: RenderContext) -> Path:
-    """Where the caches are: beside the trainer's output, outside of the folders of the data."""
-    return context.output.parent / "cache"

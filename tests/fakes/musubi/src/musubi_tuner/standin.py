@@ -103,6 +103,13 @@ def write_lora(path: Path, layer: str, rank: int, alpha: float) -> None:
     path.write_bytes(len(text).to_bytes(8, "little") + text + body)
 
 
+def steps_of(args: argparse.Namespace, items: int) -> int:
+    """As many as are said, or those of the epochs."""
+    if hasattr(args, "max_train_epochs"):
+        return int(args.max_train_epochs) * items
+    return int(args.max_train_steps)
+
+
 def train(scripts: str) -> None:
     """Steps, saves and states, as the training scripts print and write them. Always counts from 0."""
     args = options()
@@ -114,7 +121,7 @@ def train(scripts: str) -> None:
     if hasattr(args, "resume"):
         assert (Path(args.resume) / "model.safetensors").is_file()
         sys.stdout.write(f"INFO:accelerate:Loading states from {args.resume}\n")
-    total, every = int(args.max_train_steps), int(getattr(args, "save_every_n_steps", 0))
+    total, every = steps_of(args, found), int(getattr(args, "save_every_n_steps", 0))
     out, name = Path(args.output_dir), args.output_name
     rank, alpha = int(args.network_dim), float(args.network_alpha)
     sys.stdout.write(f"  num train items: {found}\n  total optimization steps: {total}\n\nepoch 1/9\n")
@@ -122,7 +129,8 @@ def train(scripts: str) -> None:
     for step in range(1, total + 1):
         time.sleep(float(os.environ.get("STEP_SECONDS", "0.01")))
         bar = f"\rsteps: {100 * step // total:3d}%|{'#' * 10}| {step}/{total} [00:01<00:09,  5.00it/s, "
-        bar += f"avr_loss={1 / step:.4f}]"
+        loss = float("nan") if os.environ.get("MODE") == "train:nan" and step >= 3 else 1 / step
+        bar += f"avr_loss={loss:.4f}]"
         sys.stderr.write(bar)
         sys.stderr.flush()
         misbehave("train", step)
@@ -134,7 +142,8 @@ def train(scripts: str) -> None:
             if hasattr(args, "save_state"):
                 state = out / f"{name}-step{step:08d}-state"
                 state.mkdir()
-                (state / "model.safetensors").write_bytes(b"state")
+                for part in ("model.safetensors", "optimizer.bin", "scheduler.bin", "random_states_0.pkl"):
+                    (state / part).write_bytes(b"state")
     path = out / f"{name}.safetensors"
     sys.stdout.write(f"\nsaving checkpoint: {path}\n")
     write_lora(path, LAYERS[scripts], rank, alpha)

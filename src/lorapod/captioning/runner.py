@@ -1,0 +1,530 @@
+"""The runner: asks a captioner about every item of a plan, and puts each caption on disk, whole, the moment it is there.
+
+Many requests are out at a time, as many as the service stands (`throttle`). What a service fails at is asked again, later
+and later; what a model answers badly is asked again in other words, as `Cleaning` says. Every item ends with a caption or
+with a reason, which the folder's ledger keeps. Stopping loses nothing but what is out at that moment; a kill likewise.
+
+What to ask for is a `Wording`'s matter, what to accept a `Cleaning`'s. Not covered: more than one captioner at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import secrets
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+from lorapod.captioning.base import Answer, Ask, BusyError, Captioner, DeclinedError, ItemError
+from lorapod.captioning.items import Left, Plan, Subject, look_at
+from lorapod.captioning.ledger import Fault, Ledgers, Write, alone_in, read_exactly
+from lorapod.captioning.throttle import Budget, Throttle, back_off
+from lorapod.data.media_cache import MediaCache
+from lorapod.data.names import natural_key
+from lorapod.errors import LorapodError
+
+MOST_ATTEMPTS = 8
+"""Of one request that the service fails at."""
+
+MOST_REPEATS = 3
+"""Of one item whose answers are no good."""
+
+_LONGEST_PAUSE = 900.0
+"""Seconds. Who asks for a longer one has a daily quota: the run ends, and the next goes on."""
+
+_MOST_IN_VAIN = 10
+"""Items in a row that the service fails at to the last, or that fail at the run's start in the very same way."""
+
+_OPEN_FOR_EACH = 8
+"""Items begun for each request that may be out: others wait for their next attempt, or for the disk."""
+
+_LOOKED_AT_ONCE = 32
+_RATE_OVER = 200
+
+
+class Wording(Protocol):
+    """Builds the request about an item, which was looked at."""
+
+    def __call__(self, subject: Subject) -> Ask: ...
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """The answer is good; `text` is the caption."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class AskAgain:
+    """The answer is no good; `ask` is a request that may do better."""
+
+    ask: Ask
+    reason: str
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The answer is no good, and asking again won't help."""
+
+    reason: str
+
+
+Verdict = Accepted | AskAgain | Refused
+
+
+class Cleaning(Protocol):
+    """Judges an answer. `repeats` counts the answers about this item that were no good before. Reasons are sentences
+    without a full stop."""
+
+    def __call__(self, ask: Ask, answer: Answer, repeats: int) -> Verdict: ...
+
+
+@dataclass
+class Tally:
+    """How far a run is.
+
+    Attributes:
+        total: Items that are to be captioned in it.
+        written, failed, kept: Items that ended: with a caption, with a reason, or in the hands of the person meanwhile.
+        requests, busy: Requests answered, and those that the service failed at.
+        dollars: Spent, as far as prices are known.
+        at_once: Requests that may be out at present.
+        pause: Seconds that the service asked for, and that are left.
+        rate: Items a second of late; None before the first.
+    """
+
+    total: int
+    written: int = 0
+    failed: int = 0
+    kept: int = 0
+    requests: int = 0
+    busy: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    dollars: float = 0.0
+    is_priced: bool = False
+    at_once: int = 0
+    pause: float = 0.0
+    rate: float | None = None
+
+    @property
+    def done(self) -> int:
+        return self.written + self.failed + self.kept
+
+    @property
+    def seconds_left(self) -> float | None:
+        return (self.total - self.done) / self.rate if self.rate else None
+
+    @property
+    def dollars_left(self) -> float | None:
+        """What the rest is likely to cost."""
+        return self.dollars / self.done * (self.total - self.done) if self.is_priced and self.done else None
+
+
+class Watch(Protocol):
+    """Is told how far a run is."""
+
+    def changed(self, tally: Tally) -> None: ...
+
+    def wrote(self, path: Path, text: str) -> None: ...
+
+    def failed(self, left: Left) -> None: ...
+
+
+@dataclass
+class Outcome:
+    """How a run ended; lists are in natural order of paths.
+
+    Attributes:
+        run: Its name, as in the ledger.
+        written: Media whose captions were written.
+        kept: Media whose captions the person wrote or changed while the run was on.
+        failed: Media that end without a caption, with the reason. The next run lists and asks them again.
+        declined: Media that the same model refused in an earlier run; they were not asked again.
+        unfinished: Items that the run did not come to.
+        stopped: Why it ended early: `stop`, `budget` or `error`.
+        error: What ended it.
+    """
+
+    run: str
+    tally: Tally
+    written: list[Path] = field(default_factory=list)
+    kept: list[Path] = field(default_factory=list)
+    failed: list[Left] = field(default_factory=list)
+    declined: list[Left] = field(default_factory=list)
+    unfinished: int = 0
+    stopped: str = ""
+    error: LorapodError | None = None
+
+
+class Runner:
+    """One run over a plan.
+
+    Args:
+        limit: Most items that are captioned.
+        budget: Dollars that must not be passed.
+        again_declined: Ask again for what the same model refused before.
+        base_seconds: Of the back-off's first bound.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        captioner: Captioner,
+        wording: Wording,
+        cleaning: Cleaning,
+        *,
+        limit: int | None = None,
+        budget: float | None = None,
+        again_declined: bool = False,
+        watch: Watch | None = None,
+        cache: MediaCache | None = None,
+        base_seconds: float = 0.5,
+    ) -> None:
+        self.plan, self.captioner, self.wording, self.cleaning = plan, captioner, wording, cleaning
+        self.subjects = plan.ask[:limit] if limit is not None else plan.ask
+        self.run_id = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + "-" + secrets.token_hex(2)
+        self.again_declined, self.watch, self.cache, self.base_seconds = again_declined, watch, cache, base_seconds
+        self.throttle, self.budget = Throttle(captioner.at_once), Budget(budget)
+        self.outcome = Outcome(self.run_id, Tally(len(self.subjects)))
+        self.tally = self.outcome.tally
+        self.ledgers = Ledgers()
+        self._stopping = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._room = asyncio.Semaphore(_OPEN_FOR_EACH * self.throttle.at_once)
+        self._to_write: asyncio.Queue[_Job | None] = asyncio.Queue()
+        self._ended: deque[float] = deque([time.monotonic()], _RATE_OVER)
+        self._in_vain: list[str] = []
+        self._rng = random.Random()
+
+    def stop(self) -> None:
+        """Asks for nothing more; what is out is waited for. A second call doesn't wait."""
+        if self._stopping.is_set():
+            for task in self._tasks:
+                task.cancel()
+        self._end("stop")
+
+    async def run(self) -> Outcome:
+        """Captions until all items ended, or the run did.
+
+        Raises:
+            DiskError: A folder cannot be written.
+            RequestError: Another process writes captions there.
+        """
+        with alone_in(self.plan.folders):
+            for folder in self.plan.folders:
+                self.ledgers.of(folder / "_").sweep()  # read now: from here on they belong to the writer's thread
+            for left in self.plan.left:
+                self._note_left(left)
+            writer = asyncio.create_task(self._write())
+            try:
+                await self._ask_all()
+            finally:
+                for task in self._tasks:
+                    task.cancel()
+                await asyncio.gather(*self._tasks, return_exceptions=True)
+                self._to_write.put_nowait(None)
+                await writer
+        for paths in (self.outcome.written, self.outcome.kept):
+            paths.sort(key=natural_key)
+        for named in (self.outcome.failed, self.outcome.declined):
+            named.sort(key=lambda left: natural_key(left.path))
+        self.outcome.unfinished = self.tally.total - self.tally.done - len(self.outcome.declined)
+        if not self.outcome.unfinished and self.outcome.stopped != "error":
+            self.outcome.stopped = ""
+        return self.outcome
+
+    async def _ask_all(self) -> None:
+        async with aclosing(self._looked_at()) as subjects:
+            async for subject in subjects:
+                await self._room.acquire()
+                if self._stopping.is_set():
+                    break
+                task = asyncio.create_task(self._caption(subject))
+                self._tasks.add(task)
+                task.add_done_callback(self._over)
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _looked_at(self) -> AsyncGenerator[Subject, None]:
+        """The subjects with their sizes, a stretch ahead of those that are asked about."""
+        stretches = [self.subjects[i : i + _LOOKED_AT_ONCE] for i in range(0, len(self.subjects), _LOOKED_AT_ONCE)]
+        ahead = None
+        try:
+            for i in range(len(stretches)):
+                now = ahead or asyncio.create_task(asyncio.to_thread(look_at, stretches[i], self.cache))
+                ahead = now  # so that it is ended where waiting for it is
+                looked = await now
+                ahead = None
+                if i + 1 < len(stretches):
+                    ahead = asyncio.create_task(asyncio.to_thread(look_at, stretches[i + 1], self.cache))
+                for each in looked:
+                    if isinstance(each, Left):
+                        self._fail(each, "", final=False)
+                    elif self._stopping.is_set():
+                        return
+                    else:
+                        yield each
+        finally:
+            if ahead:
+                await asyncio.gather(ahead, return_exceptions=True)
+
+    async def _caption(self, subject: Subject) -> None:
+        ask = self.wording(subject)
+        request = _digest(self.captioner, ask)
+        known = self.ledgers.of(subject.path).fault(subject.path)
+        if known and known.final and known.request == request and not self.again_declined:
+            self.outcome.declined.append(Left(subject.path, known.reason))
+            return
+        attempts = repeats = 0
+        while True:
+            try:
+                answer = await self._ask(ask)
+            except BusyError as busy:
+                attempts += 1
+                if attempts >= MOST_ATTEMPTS:
+                    why = busy.what if not busy.why else f"{busy.what} ({busy.why.rstrip('.')})"
+                    self._fail(Left(subject.path, f"{why}, {attempts} times"), request, final=False, error=busy)
+                    return
+                if not await self._pause(max(back_off(attempts, self._rng, self.base_seconds), busy.seconds or 0.0)):
+                    return
+                continue
+            except DeclinedError as error:
+                self._fail(Left(subject.path, _reason(error)), request, final=True, error=error)
+                return
+            except ItemError as error:
+                self._fail(Left(subject.path, _reason(error)), request, final=False, error=error)
+                return
+            if answer is None:
+                return
+            verdict = self.cleaning(ask, answer, repeats)
+            if isinstance(verdict, Accepted):
+                await self._accept(subject, verdict.text, request)
+                return
+            repeats += 1
+            if isinstance(verdict, Refused) or repeats > MOST_REPEATS:
+                final = isinstance(verdict, Refused)
+                self._fail(Left(subject.path, verdict.reason), request, final=final)
+                return
+            ask = verdict.ask
+
+    async def _ask(self, ask: Ask) -> Answer | None:
+        """One answer; None where the run ends before there is one."""
+        if not await self.throttle.enter():
+            return None
+        begun = asyncio.get_running_loop().time()
+        try:
+            if not await self.budget.reserve(self.captioner.estimate(ask).dollars):
+                self._end("budget")
+                return None
+            answer = None
+            try:
+                answer = await self.captioner.caption(ask)
+            finally:
+                self.budget.settle(answer.dollars if answer else None, answered=answer is not None)
+            self.throttle.worked()
+            self._count(answer)
+            return answer
+        except BusyError as busy:
+            self.tally.busy += 1
+            self._slow_down(busy, begun)
+            raise
+        finally:
+            self.throttle.leave()
+
+    def _slow_down(self, busy: BusyError, begun: float) -> None:
+        if busy.slow_down:
+            self.throttle.slow_down(begun)
+        if busy.seconds is None:
+            return
+        if busy.seconds > _LONGEST_PAUSE:
+            raise LorapodError(
+                f"{busy.what}, for {busy.seconds / 3600:.1f} hours",
+                f"{busy.why} A quota of the day is used up, most likely.".strip(),
+                "Run the same command again then: it goes on with what is missing. Or choose another --model.",
+            ) from busy
+        self.throttle.hold(busy.seconds)
+        self._tell()
+
+    def _count(self, answer: Answer) -> None:
+        self.tally.requests += 1
+        self.tally.input_tokens += answer.input_tokens
+        self.tally.output_tokens += answer.output_tokens
+        self.tally.dollars, self.tally.is_priced = self.budget.spent, self.budget.answers > 0
+        if self.budget.dollars is not None and answer.dollars is None:
+            raise LorapodError(
+                "The budget cannot be kept",
+                f"What {self.captioner.model} costs is not known, and its service does not tell.",
+                "Give --price IN,OUT (dollars a million tokens), or leave --budget out.",
+            )
+
+    async def _accept(self, subject: Subject, text: str, request: str) -> None:
+        line = " ".join(text.encode("utf-8", "replace").decode().split())
+        if not line:
+            self._fail(Left(subject.path, "The answer was empty"), request, final=False)
+            return
+        by = f"{self.captioner.name}:{self.captioner.model}"
+        write = Write(self.run_id, subject.caption.name, line + "\n", None, by, time.time())
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._to_write.put_nowait(_Job(subject.path, write, done))
+        await done
+
+    def _fail(self, left: Left, request: str, *, final: bool, error: LorapodError | None = None) -> None:
+        self.outcome.failed.append(left)
+        self.tally.failed += 1
+        fault = Fault(self.run_id, left.path.name, left.reason, request, final, time.time())
+        self._to_write.put_nowait(_Job(left.path, fault))
+        if self.watch:
+            self.watch.failed(left)
+        self._item_ended()
+        self._give_up_if_vain(left, error)
+
+    def _give_up_if_vain(self, left: Left, error: LorapodError | None) -> None:
+        """Raises where all items meet with the same fault, which is then not the items'."""
+        if isinstance(error, BusyError):
+            self._in_vain.append("")
+        elif isinstance(error, ItemError) and not self.tally.written:
+            self._in_vain.append(left.reason)
+        if error and len(self._in_vain) >= _MOST_IN_VAIN and len(set(self._in_vain)) == 1:
+            raise LorapodError(
+                f"{len(self._in_vain)} items in a row failed in the same way",
+                f"The last: {left.reason}.",
+                error.remedy or "Put that right, then run the same command again: it goes on with what is missing.",
+            ) from error
+
+    async def _write(self) -> None:
+        """Writes what comes in its order, what waits together in one go; ends at a None."""
+        while job := await self._to_write.get():
+            jobs = [job]
+            while not self._to_write.empty() and (job := self._to_write.get_nowait()):
+                jobs.append(job)
+            try:
+                kept = await asyncio.to_thread(self._write_now, jobs)
+            except LorapodError as error:
+                self._broke(error)
+                for each in jobs:
+                    if each.done and not each.done.done():
+                        each.done.set_result(None)
+            else:
+                for each in jobs:
+                    if isinstance(each.entry, Write):
+                        self._wrote(each, is_kept=each.path.parent / each.entry.name in kept)
+            if job is None:
+                return
+
+    def _write_now(self, jobs: Sequence[_Job]) -> set[Path]:
+        """Puts captions and faults on disk; gives the caption files that became the person's meanwhile."""
+        kept: set[Path] = set()
+        by_folder: dict[Path, list[_Job]] = {}
+        for job in jobs:
+            by_folder.setdefault(job.path.parent, []).append(job)
+        for folder, of_folder in by_folder.items():
+            ledger = self.ledgers.of(folder / "_")
+            writes, media = [], []
+            for each in of_folder:
+                if isinstance(each.entry, Write):
+                    writes.append(replace(each.entry, before=read_exactly(folder / each.entry.name)))
+                    media.append(each.path.name)
+            kept |= set(ledger.write(writes))
+            ledger.settle(media, self.run_id)
+            ledger.note_faults([each.entry for each in of_folder if isinstance(each.entry, Fault)])
+        return kept
+
+    def _wrote(self, job: _Job, *, is_kept: bool) -> None:
+        assert isinstance(job.entry, Write)
+        self._in_vain.clear()
+        if is_kept:
+            self.outcome.kept.append(job.path)
+            self.tally.kept += 1
+        else:
+            self.outcome.written.append(job.path)
+            self.tally.written += 1
+            if self.watch:
+                self.watch.wrote(job.path, job.entry.text.rstrip("\n"))
+        self._item_ended()
+        if job.done and not job.done.done():
+            job.done.set_result(None)
+
+    def _note_left(self, left: Left) -> None:
+        """Names in the ledger what cannot be captioned at all, once."""
+        ledger = self.ledgers.of(left.path)
+        known = ledger.fault(left.path)
+        if known is None or known.reason != left.reason:
+            ledger.note_faults([Fault(self.run_id, left.path.name, left.reason, "", False, time.time())])
+
+    def _item_ended(self) -> None:
+        now = time.monotonic()
+        self.tally.rate = len(self._ended) / max(now - self._ended[0], 1e-6)
+        self._ended.append(now)
+        self._tell()
+
+    def _tell(self) -> None:
+        self.tally.at_once, self.tally.pause = int(self.throttle.limit), self.throttle.pause
+        if self.watch:
+            self.watch.changed(self.tally)
+
+    async def _pause(self, seconds: float) -> bool:
+        """False where the run ends meanwhile."""
+        try:
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+        except TimeoutError:
+            return True
+        return False
+
+    def _end(self, why: str) -> None:
+        self.outcome.stopped = self.outcome.stopped or why
+        self._stopping.set()
+        self.throttle.close()
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._room.release()
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is None:
+            return
+        self._broke(error if isinstance(error, LorapodError) else _Bug(error))
+
+    def _broke(self, error: LorapodError) -> None:
+        self.outcome.error = self.outcome.error or error
+        self.outcome.stopped = "error"
+        self._end("error")
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is to be put on disk about an item; `done` is told when it is."""
+
+    path: Path
+    entry: Write | Fault
+    done: asyncio.Future[None] | None = None
+
+
+class _Bug(LorapodError):
+    """Anything that is no LorapodError: a bug of ours or of a captioner, which must not be taken for a fault of an item."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(
+            "Captioning ended in a bug",
+            f"{type(error).__name__}: {error}",
+            "What was captioned is kept. Run the same command with --debug right after `lorapod`, and report it.",
+        )
+        self.__cause__ = error
+
+
+def _reason(error: LorapodError) -> str:
+    return f"{error.what}: {error.why}".rstrip(".: ") if error.why else error.what
+
+
+def _digest(captioner: Captioner, ask: Ask) -> str:
+    """Hash of what is asked of whom."""
+    parts = (captioner.name, captioner.model, ask.system, ask.prompt)
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

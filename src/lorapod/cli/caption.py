@@ -1,0 +1,486 @@
+"""`lorapod caption`: write captions for the pictures and clips of a folder, and take them back."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+from typer.core import TyperGroup
+
+from lorapod.cli.dataset_asked import Recursive, cache_of, workspace_of
+from lorapod.errors import RequestError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lorapod.captioning.base import Captioner
+    from lorapod.captioning.cleaning import Judge
+    from lorapod.captioning.items import Left, Plan, Redo, Subject
+    from lorapod.captioning.runner import Outcome, Runner
+    from lorapod.captioning.wording import Wish
+    from lorapod.data import MediaCache
+    from lorapod.workspace import Workspace
+
+_ESTIMATED_FROM = 32
+"""Items that are looked at for the estimate of the cost, spread evenly."""
+
+_EXAMPLES = 3
+
+
+class PathFirst(TyperGroup):
+    """`lorapod caption PATH` is `lorapod caption write PATH`; a folder of a command's name is given as `./write`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] != "--help":
+            args = ["write", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=PathFirst,
+    help="Write captions for pictures and clips; what a person wrote is never overwritten. `lorapod caption PATH` is "
+    "short for `lorapod caption write PATH`.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+Folder = Annotated[
+    Path,
+    typer.Argument(metavar="PATH", help="A dataset's folder, also by its name in the workspace.", show_default=False),
+]
+
+
+@app.command("write")
+def write_command(
+    context: typer.Context,
+    path: Folder,
+    trigger: Annotated[str, typer.Option(help="Trigger word, put first.", show_default=False)] = "",
+    class_word: Annotated[
+        str, typer.Option("--class", metavar="WORD", help="What the trigger word is, as in woman.", show_default=False)
+    ] = "",
+    captioner: Annotated[
+        str,
+        typer.Option(
+            help="joycaption, gemini, openai, qwen-vl, tagger, template, or one that a package adds. Default: by what is "
+            "there (endpoint, keys, GPU).",
+            show_default=False,
+        ),
+    ] = "",
+    model: Annotated[
+        str, typer.Option(help="The captioner's model. Default: its own choice.", show_default=False)
+    ] = "",
+    endpoint: Annotated[
+        str,
+        typer.Option(
+            metavar="URL", help="OpenAI-compatible service, up to /v1. Default: $OPENAI_BASE_URL.", show_default=False
+        ),
+    ] = "",
+    goal: Annotated[
+        str, typer.Option(help="What is trained: character, style, concept or motion.", show_default=False)
+    ] = "",
+    base: Annotated[
+        str,
+        typer.Option(metavar="MODEL", help="Base model that is trained; decides on tags or prose.", show_default=False),
+    ] = "",
+    prompt: Annotated[str, typer.Option(help="Ask this instead; the template's pattern.", show_default=False)] = "",
+    place: Annotated[
+        str, typer.Option(help="Where the trigger word goes: first, subject (in the class word's place) or none.")
+    ] = "first",
+    length: Annotated[str, typer.Option(help="short, medium or long, within what the base model reads.")] = "medium",
+    form: Annotated[str, typer.Option(help="prose or tags. Default: by the base model.", show_default=False)] = "",
+    absorb: Annotated[
+        str,
+        typer.Option(help="What the trigger word is to take in besides; captions leave it out.", show_default=False),
+    ] = "",
+    notes: Annotated[str, typer.Option(help="What the model should know besides.", show_default=False)] = "",
+    frames: Annotated[int, typer.Option(min=1, max=64, help="Frames of a clip that are sent as pictures.")] = 8,
+    send_video: Annotated[
+        bool, typer.Option("--send-video", help="Send clips as they are, where the service takes them.")
+    ] = False,
+    price: Annotated[
+        str, typer.Option(metavar="IN,OUT", help="Dollars a million tokens, for the estimate.", show_default=False)
+    ] = "",
+    recursive: Recursive = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Caption at most so many items.")] = None,
+    budget: Annotated[
+        float | None, typer.Option(min=0.0, metavar="DOLLARS", help="Stop before more than this is spent.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the prompt, the cost and three captions; write nothing.")
+    ] = False,
+    redo: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--redo",
+            metavar="WHICH",
+            help="all: again where lorapod wrote the caption; failed: again what failed or was refused; or the name of an "
+            "item; several times for several.",
+        ),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before pictures are sent to a service.")] = False,
+) -> None:
+    """Caption what has no caption yet.
+
+    Each caption is on disk as soon as it is there. Ctrl-C once waits for the requests that are out, twice does not; the
+    same command goes on with what is missing. Exit code 1 where an item ends without a caption.
+    """
+    from rich.console import Console
+
+    from lorapod.captioning.cleaning import Judge
+    from lorapod.captioning.items import media_folders, plan_captions
+    from lorapod.captioning.registry import Options, choose, create, sends_to
+    from lorapod.data.walk import Kind as FileKind
+    from lorapod.settings import environment_of
+
+    workspace = workspace_of(context)
+    folder = find_folder(path, workspace)
+    which = _redo(redo)
+    wish = wish_of(
+        workspace,
+        trigger=trigger,
+        class_word=class_word,
+        goal=goal,
+        base=base,
+        place=place,
+        length=length,
+        form=form,
+        absorb=absorb,
+        notes=notes,
+        prompt=prompt,
+    )
+    options = Options(
+        model=model,
+        endpoint=endpoint,
+        pattern=prompt,
+        trigger=trigger,
+        class_word=class_word,
+        price=_price(price),
+        frames=frames,
+        clips_as_video=send_video,
+        environment=environment_of(workspace.root),
+    )
+    folders = media_folders(folder, recursive)
+    kinds = frozenset(kind for kind in ("picture", "clip") if any(each.files[FileKind(kind)] for each in folders))
+    chosen = choose(captioner, cast(Any, kinds), options)
+    made = create(chosen.name, options)
+    judge = Judge(suited(wish, chosen.name))
+    plan = plan_captions(
+        folder,
+        recursive=recursive,
+        redo=which,
+        kinds=made.kinds,
+        captioner=chosen.name,
+        unsound=lambda subject, text: judge.unsound(text),
+    )
+    console = Console(highlight=False)
+    job = _Job(plan, made, judge, cache_of(context), limit, budget, which != "missing", console)
+    job.say(f"Captioner: {chosen.name}, {made.model} ({chosen.why})")
+    job.say_plan(folder)
+    if not plan.ask:
+        asyncio.run(made.close())
+        raise typer.Exit(job.end_without_asking())
+    outcome = asyncio.run(job.run(dry_run=dry_run, who=sends_to(chosen.name, options), yes=yes))
+    if outcome is not None:
+        raise typer.Exit(job.end(outcome))
+
+
+@app.command("undo")
+def undo_command(context: typer.Context, path: Folder, recursive: Recursive = False) -> None:
+    """Put back what stood there before the newest run wrote; again for the run before. What you edited since stays."""
+    from lorapod.captioning.items import media_folders
+    from lorapod.captioning.ledger import undo_newest
+    from lorapod.data.names import shown
+
+    folder = find_folder(path, workspace_of(context))
+    undone = undo_newest([each.path for each in media_folders(folder, recursive)])
+    if undone is None:
+        raise RequestError(
+            f"There is nothing to undo in {shown(folder)}",
+            "lorapod wrote no captions there that were not undone already.",
+            "Give --recursive for those of sub-folders." if not recursive else "",
+        )
+    parts = [f"{len(undone.removed)} captions removed, where there were none before"] if undone.removed else []
+    parts += [f"{len(undone.restored)} put back"] if undone.restored else []
+    typer.echo(f"Run {undone.run}: {', '.join(parts) or 'nothing changed'}.")
+    if undone.kept:
+        names = ", ".join(shown(each.name) for each in undone.kept[:10]) + (" …" if len(undone.kept) > 10 else "")
+        typer.echo(f"{len(undone.kept)} stay, as they were changed since: {names}")
+
+
+def find_folder(path: Path, workspace: Workspace) -> Path:
+    """The folder at a path, else the workspace's of that name."""
+    inside = workspace.root / path
+    return inside if not path.exists() and not path.is_absolute() and inside.is_dir() else path
+
+
+@dataclass
+class _Job:
+    """One run of the command."""
+
+    plan: Plan
+    captioner: Captioner
+    judge: Judge
+    cache: MediaCache
+    limit: int | None
+    budget: float | None
+    again_declined: bool
+    console: Console
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def say_plan(self, folder: Path) -> None:
+        plan = self.plan
+        parts = [f"{len(plan.ask)} to caption"]
+        parts += [f"{len(plan.ours)} captioned already"] if plan.ours else []
+        parts += [f"{len(plan.by_hand)} with captions of your own, which stay"] if plan.by_hand else []
+        parts += [f"{len(plan.skipped)} not asked for"] if plan.skipped else []
+        parts += [f"{len(plan.left)} that cannot be captioned"] if plan.left else []
+        self.say(f"{folder}: {', '.join(parts)}.")
+        if plan.damaged:
+            self.say(f"{plan.damaged} lines of the ledger are damaged; the captions they were about count as your own.")
+        self.name_them(f"{len(plan.again)} of them failed the last time:", plan.again)
+
+    def name_them(self, title: str, named: list[Left]) -> None:
+        from lorapod.cli.caption_view import print_named
+
+        print_named(self.console, title, named)
+
+    async def run(self, *, dry_run: bool, who: str | None, yes: bool) -> Outcome | None:
+        """The captioning; None where nothing was to be written."""
+        from lorapod.captioning.runner import Runner
+        from lorapod.cli.caption_view import CaptionView
+
+        try:
+            looked = await self._looked_at(_ESTIMATED_FROM)
+            count = min(len(self.plan.ask), self.limit or len(self.plan.ask))
+            is_paid = self._say_cost(looked, count)
+            if not _may_send(who, count, is_paid, yes=yes):
+                self.say("Nothing was sent.")
+                return None
+            if dry_run:
+                await self._show(looked)
+                return None
+            with CaptionView(_progress_console()) as view:
+                runner = Runner(
+                    self.plan,
+                    self.captioner,
+                    self.judge.ask,
+                    self.judge,
+                    limit=self.limit,
+                    budget=self.budget,
+                    again_declined=self.again_declined,
+                    watch=view,
+                    cache=self.cache,
+                )
+                _heed_ctrl_c(runner, view.say)
+                return await runner.run()
+        finally:
+            await self.captioner.close()
+
+    async def _looked_at(self, count: int) -> list[Subject]:
+        from lorapod.captioning.items import Subject, look_at
+
+        some = evenly(self.plan.ask[: self.limit] if self.limit else self.plan.ask, count)
+        looked = await asyncio.to_thread(look_at, some, self.cache)
+        return [each for each in looked if isinstance(each, Subject)]
+
+    def _say_cost(self, looked: Sequence[Subject], count: int) -> bool:
+        """Says what it is likely to cost; whether it costs anything, or may."""
+        from lorapod.cli.caption_view import money
+
+        costs = [self.captioner.estimate(self.judge.ask(each)) for each in looked]
+        if not costs or all(cost.dollars == 0 for cost in costs):
+            return False
+        known = [cost.dollars for cost in costs if cost.dollars is not None]
+        into, out = (
+            sum(getattr(cost, side) for cost in costs) / len(costs) for side in ("input_tokens", "output_tokens")
+        )
+        tokens = f"about {into * count:,.0f} tokens in and {out * count:,.0f} out"
+        if len(known) < len(costs):
+            self.say(f"Cost: {tokens}; the price of {self.captioner.model} is not known (--price IN,OUT tells it).")
+        else:
+            self.say(f"Cost: about {money(sum(known) / len(known) * count)} for {count} items; {tokens}.")
+        return True
+
+    async def _show(self, looked: Sequence[Subject]) -> None:
+        """The prompt, and captions of three items that are really asked for."""
+        from lorapod.captioning.base import BusyError, DeclinedError, ItemError
+        from lorapod.captioning.runner import Accepted
+        from lorapod.cli.caption_view import money
+
+        examples = evenly(looked, _EXAMPLES)
+        if self.captioner.name != "template":
+            for prompt in dict.fromkeys(self.judge.ask(each).prompt for each in examples):
+                self.say(f"Prompt: {prompt}")
+        spent = 0.0
+        for each in examples:
+            ask = self.judge.ask(each)
+            try:
+                answer = await self.captioner.caption(ask)
+            except (BusyError, DeclinedError, ItemError) as error:
+                self.say(f"  {each.path.name}: {error.what}. {error.why}")
+                continue
+            spent += answer.dollars or 0.0
+            verdict = self.judge(ask, answer, 0)
+            self.say(f"  {each.path.name}: {verdict.text if isinstance(verdict, Accepted) else verdict.reason}")
+        self.say("Nothing was written." + (f" The examples cost {money(spent)}." if spent else ""))
+
+    def end_without_asking(self) -> int:
+        """The last lines where there was nothing to ask; the exit code."""
+        self.name_them("Without a caption:", self.plan.left)
+        self.say("Nothing to do.")
+        return 1 if self.plan.left else 0
+
+    def end(self, outcome: Outcome) -> int:
+        """The last lines of a run; the exit code. Raises what ended it early."""
+        from lorapod.cli.caption_view import money
+
+        tally = outcome.tally
+        parts = [f"{tally.written} captions written"]
+        parts += [f"{len(outcome.kept)} left to you, as you wrote them meanwhile"] if outcome.kept else []
+        parts += [f"{len(outcome.failed)} failed"] if outcome.failed else []
+        parts += [f"{len(outcome.declined)} not asked again"] if outcome.declined else []
+        parts += [f"{outcome.unfinished} not come to"] if outcome.unfinished else []
+        self.say(f"{', '.join(parts)}." + (f" {money(tally.dollars)} spent." if tally.dollars else ""))
+        self.name_them("Without a caption:", [*self.plan.left, *outcome.failed])
+        self.name_them("Refused before (--redo failed asks again; another --model may answer):", outcome.declined)
+        if outcome.error is not None:
+            raise outcome.error
+        if outcome.stopped:
+            why = "Stopped" if outcome.stopped == "stop" else f"The budget of {money(self.budget or 0)} is used up"
+            self.say(f"{why}. The same command goes on with what is missing.")
+        if tally.written:
+            self.say("`lorapod caption undo` takes the captions of this run back.")
+        if outcome.stopped == "stop":
+            return 130
+        return 1 if outcome.failed or outcome.declined or self.plan.left else 0
+
+
+def evenly(things: Sequence[Any], count: int) -> list[Any]:
+    """`count` of them at most, from the first to the last."""
+    if len(things) <= count:
+        return list(things)
+    return [things[round(i * (len(things) - 1) / max(1, count - 1))] for i in range(count)]
+
+
+def _progress_console() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def _heed_ctrl_c(runner: Runner, say: Any) -> None:
+    """Ctrl-C, or a request to end, stops the run cleanly; a second one at once."""
+
+    def on_signal() -> None:
+        out = runner.throttle.active
+        if not runner.outcome.stopped and out:
+            say(f"Stopping when the {out} requests that are out have been answered. Ctrl-C again does not wait.")
+        runner.stop()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal)
+
+
+def _may_send(who: str | None, count: int, is_paid: bool, *, yes: bool) -> bool:
+    """Whether pictures may leave this machine: asked on a terminal, said elsewhere."""
+    if who is None:
+        return True
+    what = f"{count} items are sent to {who}"
+    if yes or not sys.stdin.isatty():
+        typer.echo(f"{what}.")
+        return True
+    return typer.confirm(f"{what}{', which costs money' if is_paid else ''}. Go on?", default=True)
+
+
+def wish_of(
+    workspace: Workspace,
+    *,
+    trigger: str = "",
+    class_word: str = "",
+    goal: str = "",
+    base: str = "",
+    place: str = "first",
+    length: str = "medium",
+    form: str = "",
+    absorb: str = "",
+    notes: str = "",
+    prompt: str = "",
+) -> Wish:
+    """What captions are to be like, of what a person said. Tags are what SDXL was trained on; all others read sentences.
+
+    Raises:
+        RequestError: A word that is none of those to choose from, or a base model that is not known.
+    """
+    from lorapod.captioning.wording import GOALS, LENGTHS, PLACES, Wish
+    from lorapod.cli.dataset_asked import rules_of
+
+    for name, word, choices in (
+        ("goal", goal, ("", *GOALS)),
+        ("place", place, PLACES),
+        ("length", length, LENGTHS),
+        ("form", form, ("", "prose", "tags")),
+    ):
+        if word not in choices:
+            raise RequestError(f"There is no {name} {word!r}", "", f"Choose one of {', '.join(filter(None, choices))}.")
+    limit, family = None, ""
+    if base:
+        from lorapod.models.catalogue import entries
+
+        known = entries(workspace)
+        limit = rules_of(base, workspace)[1]
+        family = known[base].family if base in known else ""
+    unit = form or ("tags" if family == "sdxl" else "prose")
+    return Wish(
+        trigger=trigger,
+        class_word=class_word,
+        goal=cast(Any, goal),
+        unit=cast(Any, unit),
+        place=cast(Any, place),
+        length=cast(Any, length),
+        limit=limit,
+        absorb=absorb,
+        notes=notes,
+        prompt=prompt,
+    )
+
+
+def suited(wish: Wish, captioner: str) -> Wish:
+    """The wish as a captioner can fulfil it: a tagger writes tags, and the template's pattern is no prompt."""
+    return replace(
+        wish,
+        captioner=captioner,
+        unit="tags" if captioner == "tagger" else wish.unit,
+        prompt="" if captioner == "template" else wish.prompt,
+    )
+
+
+def _redo(given: list[str] | None) -> Redo:
+    if not given:
+        return "missing"
+    words = {"all", "failed"} & set(given)
+    if not words:
+        return given
+    if len(given) > 1:
+        raise RequestError("--redo says several things", f"It says {' and '.join(given)}.", "Give one of them.")
+    return "all" if given[0] == "all" else "failed"
+
+
+def _price(text: str) -> tuple[float, float] | None:
+    if not text:
+        return None
+    try:
+        into, out = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise RequestError(
+            f"The price {text!r} cannot be read", "", "Give dollars a million tokens, in and out: --price 0.75,3.75"
+        ) from error
+    return into, out

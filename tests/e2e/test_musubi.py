@@ -1,0 +1,205 @@
+"""`lorapod train` with musubi-tuner, against programs that behave as it does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from fakes.external import processes_left, train, until, with_model, with_trainer
+from lorapod import recipe as recipes
+from lorapod.errors import LorapodError
+from lorapod.lora_file import inspect
+from lorapod.recipe import TrainerName
+from lorapod.runs import RunFolder, all_runs, read_events, resume_run, start_run, state_of, stop_run
+from lorapod.workspace import Workspace
+
+MODEL = "wan2.2-t2v-a14b"
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    made = Workspace(tmp_path / "workspace")
+    with_model(made, MODEL, "musubi")
+    with_trainer(made, TrainerName.MUSUBI)
+    return made
+
+
+@pytest.fixture(autouse=True)
+def no_process_is_left(tmp_path: Path) -> Iterator[None]:
+    yield
+    left = processes_left(tmp_path)
+    assert not left, left
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, pictures: Callable[..., Path]) -> Path:
+    pictures("zorbs", 4)
+    path = tmp_path / "recipe.toml"
+    path.write_text(
+        f"name = 'zorb'\ntrainer = 'musubi'\n[base_model]\nname = '{MODEL}'\nexpert = 'low'\n"
+        "[[datasets]]\npath = 'zorbs'\nresolutions = [64]\ntrigger_word = 'zorb'\n"
+        "[adapter]\nrank = 4\nalpha = 2\n[optimizer]\nschedule = 'constant'\nwarmup_steps = 0\n"
+        "[training]\nsteps = 12\n[saving]\ncheckpoint_every = 5\n",
+        encoding="utf-8",
+    )
+    return path
+
+
+def newest(workspace: Workspace) -> RunFolder:
+    return all_runs(workspace)[0]
+
+
+def test_a_training_from_recipe_to_lora(workspace: Workspace, recipe: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (recipe.parent / "zorbs").iterdir()}
+    code, output = train(workspace, str(recipe))
+    run = newest(workspace)
+    assert code == 0, output + run.log.read_text()
+    events = read_events(run)
+    assert [e["name"] for e in events if e["type"] == "stage"] == [
+        "prepare",
+        "cache latents",
+        "cache text",
+        "train-low",
+    ]
+    steps = [e for e in events if e["type"] == "step"]
+    assert [e["step"] for e in steps] == list(range(1, 13)) and steps[-1]["total"] == 12
+    assert (steps[3]["loss"], steps[3]["seconds"]) == (0.25, 0.2)
+    found = inspect(run.lora / "zorb-low.safetensors")
+    assert (found.format, found.ranks, found.alphas, found.trigger) == ("comfyui", [4], [2], "zorb")
+    assert found.metadata["lorapod.trainer"] == "musubi-tuner" and len(found.metadata["lorapod.trainer_commit"]) == 40
+    assert found.metadata["lorapod.expert"] == "low" and "stand-in" in found.metadata["ss_training_comment"]
+    assert sorted(path.name for path in run.lora.iterdir()) == [
+        "zorb-low-step000005.safetensors", "zorb-low-step000010.safetensors", "zorb-low.safetensors"
+    ]  # fmt: skip
+    assert [e["step"] for e in events if e["type"] == "checkpoint"] == [5, 10]
+    assert (run.path / "output/from-000000/zorb-low-step00000005.safetensors").is_file(), "its own files stay"
+    captions = [path.read_text() for path in (run.path / "data").rglob("*.txt")]
+    assert len(captions) == 4 and all(text.startswith("zorb") for text in captions)
+    assert {path: path.stat().st_mtime_ns for path in (recipe.parent / "zorbs").iterdir()} == before
+    commands = sorted(path.name for path in (run.path / "rendered").glob("*.command.json"))
+    assert commands == ["01-cache-latents.command.json", "02-cache-text.command.json", "03-train-low.command.json"]
+    assert "no caption dropout" in output and (run.path / "report.html").is_file()
+
+
+def test_both_experts_are_trained_one_after_the_other_and_kept_together(workspace: Workspace, recipe: Path) -> None:
+    code, output = train(workspace, str(recipe), "--set", "base_model.expert=both", "--set", "training.steps=4")
+    assert code == 0, output
+    names = sorted(path.name for path in newest(workspace).lora.iterdir())
+    assert names == ["zorb-high.safetensors", "zorb-low.safetensors"]
+    experts = {inspect(newest(workspace).lora / name).metadata["lorapod.expert"] for name in names}
+    assert experts == {"high", "low"}
+
+
+@pytest.mark.parametrize(
+    ("mode", "says", "hint"),
+    [
+        ("cache_latents:crash", "cache latents failed: KeyError", "log.txt"),
+        ("train:oom", "GPU ran out of memory in train-low", "Swap more blocks"),
+        ("train:full", "No space left", "Free some space"),
+        ("train:killed", "train-low", "log.txt"),
+        ("train:nan", "no number at step 3", "learning rate"),
+    ],
+)
+def test_a_failure_is_one_error_with_what_to_change(
+    mode: str, says: str, hint: str, workspace: Workspace, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODE", mode)
+    monkeypatch.setenv("STEP_SECONDS", "0.4" if mode.endswith("nan") else "0.01")
+    code, _ = train(workspace, str(recipe))
+    run = newest(workspace)
+    errors = [event for event in read_events(run) if event["type"] == "error"]
+    assert code == 1 and state_of(run).status == "failed" and len(errors) == 1
+    assert says in errors[0]["message"] and hint in errors[0]["hint"], errors
+
+
+@pytest.mark.parametrize("length", ["training.steps=60", "training.epochs=15"])
+def test_a_stopped_run_says_what_is_lost_and_goes_on_from_its_state(
+    workspace: Workspace, recipe: Path, monkeypatch: pytest.MonkeyPatch, length: str
+) -> None:
+    text = recipe.read_text().replace("steps = 12\n", "").replace("'constant'", "'cosine'")
+    recipe.write_text(
+        text.replace("[training]\n", f"[training]\n{length.removeprefix('training.').replace('=', ' = ')}\n")
+    )
+    monkeypatch.setenv("STEP_SECONDS", "0.1")
+    run = start_run(recipes.load(recipe), workspace)
+    until(lambda: state_of(run).step >= 7)
+    stop_run(run)
+    until(lambda: state_of(run).status != "running")
+    state = state_of(run)
+    assert state.status == "stopped", run.log.read_text()
+    lost = [event["message"] for event in read_events(run) if event["type"] == "warning" and "lost" in event["message"]]
+    assert lost == [f"musubi-tuner cannot be asked to save: {state.step % 5} steps are lost"] or state.step % 5 == 0
+    monkeypatch.setenv("STEP_SECONDS", "0.01")
+    resume_run(run, workspace)
+    until(lambda: state_of(run).status != "running")
+    state = state_of(run)
+    assert (state.status, state.step, state.total) == ("done", 60, 60), run.log.read_text()
+    began = sorted(int(folder.name.removeprefix("from-")) for folder in (run.path / "output").glob("from-*"))
+    assert began[0] == 0 and began[1] % 5 == 0 and began[1] > 0
+    command = json.loads((run.path / "rendered/03-train-low.command.json").read_text())["argv"]
+    assert command[command.index("--lr_scheduler_args") + 1] == "T_max=60"
+    assert command[command.index("--max_train_steps") + 1] == str(60 - began[1])
+    assert (run.lora / "zorb-low.safetensors").is_file() and (run.lora / "zorb-low-step000055.safetensors").is_file()
+
+
+def test_a_state_that_was_not_written_to_its_end_is_passed_over(
+    workspace: Workspace, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODE", "train:full")
+    assert train(workspace, str(recipe), "--set", "saving.checkpoint_every=2")[0] == 1
+    run = newest(workspace)
+    half = run.path / "output/from-000000/zorb-low-step00000004-state"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+    monkeypatch.setenv("MODE", "")
+    resume_run(run, workspace)
+    until(lambda: state_of(run).status != "running")
+    assert state_of(run).status == "done" and (run.path / "output/from-000002").is_dir()
+
+
+def test_data_that_changed_is_not_resumed_with(
+    workspace: Workspace, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODE", "train:full")
+    train(workspace, str(recipe))
+    run = newest(workspace)
+    for caption in (recipe.parent / "zorbs").glob("*.txt"):
+        caption.write_text("another caption\n")
+    monkeypatch.setenv("MODE", "")
+    resume_run(run, workspace)
+    until(lambda: state_of(run).status != "running")
+    state = state_of(run)
+    assert state.status == "failed" and state.error and "not what the run was trained on" in state.error["message"]
+
+
+def test_a_supervisor_that_is_killed_takes_the_trainer_with_it(
+    workspace: Workspace, recipe: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("STEP_SECONDS", "0.2")
+    run = start_run(recipes.load(recipe), workspace)
+    until(lambda: state_of(run).step > 0)
+    os.kill(json.loads((run.path / "supervisor.json").read_bytes())["pid"], signal.SIGKILL)
+    assert not processes_left(tmp_path)
+
+
+def test_what_it_cannot_do_and_what_is_missing_is_said_before_a_run_is_made(
+    workspace: Workspace, recipe: Path, tmp_path: Path
+) -> None:
+    for words, says in (
+        (["--set", "optimizer.kind=schedule-free"], "musubi-tuner cannot use the optimizer"),
+        (["--set", "base_model.name=qwen-image"], "is not on this machine"),
+        (["--set", "trainer_options.musubi.train.block_swap=2"], "blocks_to_swap"),
+    ):
+        with pytest.raises(LorapodError) as caught:
+            train(workspace, str(recipe), *words)
+        assert says in str(caught.value)
+    bare = Workspace(tmp_path / "bare")
+    with pytest.raises(LorapodError) as caught:
+        train(bare, str(recipe))
+    assert "lorapod trainers install musubi" in str(caught.value)
+    assert not all_runs(workspace) and not all_runs(bare)
