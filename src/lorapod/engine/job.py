@@ -13,13 +13,16 @@ from torch import Tensor
 
 from lorapod import recipe as recipes
 from lorapod.data import DataPlan, Geometry, MediaCache, TrainItem, plan_datasets, shown
+from lorapod.engine.adapter_files import Merged
+from lorapod.engine.adapters import target_names
 from lorapod.engine.cache import Cache
+from lorapod.engine.export import ONLY_LYCORIS
 from lorapod.engine.families import Expert, Family, ShiftsByResolution, TakesFirstFrame, WeighsBySnr, family_of
 from lorapod.engine.first_frames import FirstFrame, first_frames
 from lorapod.errors import DatasetError, RequestError
 from lorapod.models import BaseModel, find_base_model, find_training_adapter
 from lorapod.recipe import Recipe
-from lorapod.recipe.schema import ExpertChoice, Precision
+from lorapod.recipe.schema import ExpertChoice, LoraFormat, Precision, Targets
 from lorapod.workspace import Workspace
 
 _TEXT_PARTS = ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2")
@@ -46,9 +49,12 @@ class Job:
         return find_base_model(self.recipe.base_model.name, self.workspace)
 
     @cached_property
-    def training_adapter(self) -> Path | None:
-        """The LoRA that is merged before training and left out of the result."""
-        return find_training_adapter(self.recipe.base_model, self.workspace)
+    def merged_adapters(self) -> tuple[Merged, ...]:
+        """The adapters that are merged before training and left out of the result, in their order."""
+        section = self.recipe.base_model
+        training = find_training_adapter(section, self.workspace)
+        first = [Merged(training, section.training_adapter_strength, in_previews=False)] if training else []
+        return *first, *(Merged(each.path, each.strength, in_previews=True) for each in self.recipe.adapter.merged)
 
     @cached_property
     def family(self) -> Family:
@@ -98,6 +104,7 @@ class Job:
                 "`training.min_snr_gamma` is for SDXL; flow-matching models weigh noise levels by how often they are drawn.",
                 "Leave it out.",
             )
+        self._refuse_adapter()
         for format in self.recipe.saving.formats:
             if format not in self.family.formats:
                 can = ", ".join(f"`{each.value}`" for each in self.family.formats)
@@ -121,6 +128,19 @@ class Job:
                         f"The dataset {section.path} asks for it.",
                         f"Leave `{key}` out, or choose another trainer.",
                     )
+
+    def _refuse_adapter(self) -> None:
+        adapter = self.recipe.adapter
+        if isinstance(adapter.targets, Targets):
+            self.family.targets(adapter.targets)  # refuses a preset that it does not have
+        else:
+            target_names(self.family.empty_denoiser(self.base, self.experts[0]), self.family, adapter.targets)
+        if adapter.kind in ONLY_LYCORIS and LoraFormat.DIFFUSERS in self.recipe.saving.formats:
+            raise RequestError(
+                f"An adapter of kind {adapter.kind.value} cannot be written in the layout `diffusers`",
+                "diffusers' loaders read LoRA and DoRA alone.",
+                "Take `diffusers` out of `saving.formats`.",
+            )
 
     @cached_property
     def device(self) -> torch.device:
