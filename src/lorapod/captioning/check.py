@@ -1,8 +1,8 @@
 """Captions looked at as words: what is suspicious about each, and what all of them say of the trigger word.
 
-Built on the dataset's checks (`data.checks.captions`: alike, too long, trigger word) and on what a model's answer is not
-taken for (`cleaning`). Contradictions are looked for among few groups of words that exclude each other; not covered: anything
-that one has to look at the picture for.
+Built on the dataset's checks (`data.checks.captions`: alike, too long, trigger word) and on what is no caption of a model
+(`cleaning`). Contradictions are looked for among few groups of words that exclude each other. Not covered:
+what one has to look at the picture for.
 """
 
 from __future__ import annotations
