@@ -106,6 +106,9 @@ def write_command(
     send_video: Annotated[
         bool, typer.Option("--send-video", help="Send clips as they are, where the service takes them.")
     ] = False,
+    batch: Annotated[
+        int, typer.Option(min=0, help="Pictures that a model on this machine takes at a time; 0: as many as fit.")
+    ] = 0,
     price: Annotated[
         str, typer.Option(metavar="IN,OUT", help="Dollars a million tokens, for the estimate.", show_default=False)
     ] = "",
@@ -166,6 +169,8 @@ def write_command(
         price=_price(price),
         frames=frames,
         clips_as_video=send_video,
+        models=workspace.models,
+        batch=batch,
         environment=environment_of(workspace.root),
     )
     folders = media_folders(folder, recursive)
@@ -266,7 +271,13 @@ def review_command(
         from lorapod.captioning.registry import Options
         from lorapod.settings import environment_of
 
-        options = Options(model=model, endpoint=endpoint, trigger=trigger, environment=environment_of(workspace.root))
+        options = Options(
+            model=model,
+            endpoint=endpoint,
+            trigger=trigger,
+            models=workspace.models,
+            environment=environment_of(workspace.root),
+        )
         recaption = recaptioner(captioner or "openai", options, wish)
     review_in_terminal(found.items, looked, recaption)
 
@@ -449,6 +460,8 @@ class _Job:
         parts += [f"{len(outcome.declined)} not asked again"] if outcome.declined else []
         parts += [f"{outcome.unfinished} not come to"] if outcome.unfinished else []
         self.say(f"{', '.join(parts)}." + (f" {money(tally.dollars)} spent." if tally.dollars else ""))
+        for warning in getattr(self.captioner, "warnings", ()):  # of models on this machine
+            self.say(warning)
         self.name_them("Without a caption:", [*self.plan.left, *outcome.failed])
         self.name_them("Refused before (--redo failed asks again; another --model may answer):", outcome.declined)
         if outcome.error is not None:
