@@ -15,8 +15,8 @@ from captioning.helpers import captioned, make_pictures, run
 from captioning.tiny_llava import make
 from lorapod.captioning.base import Answer, Ask, ItemError, Kind
 from lorapod.captioning.items import plan_captions
-from lorapod.captioning.joycaption import JoyCaption, batch_for, create, find_model
-from lorapod.captioning.local import Decoded, LocalCaptioner
+from lorapod.captioning.joycaption import JoyCaption, batch_for, create
+from lorapod.captioning.local import Decoded, LocalCaptioner, find_model
 from lorapod.captioning.registry import Options
 from lorapod.captioning.runner import Runner
 from lorapod.errors import LorapodError, RequestError

@@ -10,19 +10,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image, ImageOps
 
 from lorapod.captioning.base import Answer, Ask, ItemError, Kind
-from lorapod.captioning.local import Decoded, LocalCaptioner
+from lorapod.captioning.local import Decoded, LocalCaptioner, find_model
 from lorapod.captioning.registry import Options, largest_gpu_gb
 from lorapod.data.names import shown
-from lorapod.errors import FetchError, MissingPackageError, RequestError
-from lorapod.files import write_text_whole
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from lorapod.errors import MissingPackageError, RequestError
 
 REPOSITORY = "fancyfeast/llama-joycaption-beta-one-hf-llava"
 BF16_GB, EIGHT_BIT_GB, FOUR_BIT_GB = 20.0, 12.0, 8.0
@@ -31,7 +27,6 @@ BF16_GB, EIGHT_BIT_GB, FOUR_BIT_GB = 20.0, 12.0, 8.0
 _SYSTEM = "You are a helpful image captioner."
 _NOT_QUANTISED = ["vision_tower", "multi_modal_projector", "lm_head"]
 _TOP_P = 0.9
-_REVISION = "revision.json"
 
 
 def create(options: Options) -> LocalCaptioner:
@@ -79,42 +74,6 @@ def batch_for(gigabytes: float, precision: str) -> int:
     """Pictures at a time: what is left beside the weights, at about a gigabyte a picture."""
     weights = {"bf16": 17.0, "8-bit": 10.0, "4-bit": 7.0}.get(precision, 17.0)
     return max(1, min(16, int(gigabytes - weights - 1.0)))
-
-
-def find_model(name: str, models: Path | None, environment: Mapping[str, str]) -> Path:
-    """The folder of a model: one on disk, or one that is fetched from the Hub into `models`, at the revision that was
-    fetched first; nothing is upgraded unasked.
-
-    Raises:
-        RequestError: There is no place to fetch it to.
-        FetchError: It cannot be fetched.
-    """
-    local = Path(name).expanduser()
-    if local.is_dir():
-        return local.absolute()
-    if models is None:
-        raise RequestError(f"There is no folder {name}", "", "Name the folder of the model.")
-    folder = models / "captioners" / name.replace("/", "--")
-    noted = folder / _REVISION
-    revision = json.loads(noted.read_text(encoding="utf-8"))["revision"] if noted.is_file() else None
-    if revision and (folder / "config.json").is_file():
-        return folder
-    import httpx
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    token = environment.get("HF_TOKEN") or None
-    try:
-        found = HfApi(token=token).model_info(name, revision=revision).sha
-        snapshot_download(name, revision=found, local_dir=folder, token=token, ignore_patterns=["*.bin", "*.pth"])
-    except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
-        raise FetchError(
-            f"{name} could not be fetched",
-            " ".join(str(error).split())[:300],
-            "Check the connection and HF_TOKEN; what has arrived is kept, and the same command goes on.",
-        ) from error
-    write_text_whole(noted, json.dumps({"repository": name, "revision": found}) + "\n")
-    return folder
 
 
 class JoyCaption:

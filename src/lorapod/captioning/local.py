@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from lorapod.captioning.base import Answer, Ask, Cost, ItemError, Kind
 from lorapod.data.threads import cores
-from lorapod.errors import LorapodError, OutOfMemoryError
+from lorapod.errors import FetchError, LorapodError, OutOfMemoryError, RequestError
+from lorapod.files import write_text_whole
+
+_REVISION = "revision.json"
 
 _PATIENCE_SECONDS = 0.02
 """How long a batch that is not full waits for an ask that is being decoded."""
@@ -147,3 +152,44 @@ def _fail(part: Sequence[tuple[Decoded, asyncio.Future[Answer]]], error: Excepti
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether torch ran out of memory; told by its class, since torch need not be imported here."""
     return type(error).__name__ == "OutOfMemoryError"
+
+
+def find_model(name: str, models: Path | None, environment: Mapping[str, str], only: list[str] | None = None) -> Path:
+    """The folder of a model: one on disk, or one that is fetched from the Hub into `models`, at the revision that was
+    fetched first; nothing is upgraded unasked.
+
+    Args:
+        only: Files that are needed of it; None for all but old formats of weights.
+
+    Raises:
+        RequestError: There is no place to fetch it to.
+        FetchError: It cannot be fetched.
+    """
+    local = Path(name).expanduser()
+    if local.is_dir():
+        return local.absolute()
+    if models is None:
+        raise RequestError(f"There is no folder {name}", "", "Name the folder of the model.")
+    folder = models / "captioners" / name.replace("/", "--")
+    noted = folder / _REVISION
+    revision = json.loads(noted.read_text(encoding="utf-8"))["revision"] if noted.is_file() else None
+    if revision:
+        return folder
+    import httpx
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    token = environment.get("HF_TOKEN") or None
+    try:
+        found = HfApi(token=token).model_info(name, revision=revision).sha
+        snapshot_download(
+            name, revision=found, local_dir=folder, token=token, allow_patterns=only, ignore_patterns=["*.bin", "*.pth"]
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
+        raise FetchError(
+            f"{name} could not be fetched",
+            " ".join(str(error).split())[:300],
+            "Check the connection and HF_TOKEN; what has arrived is kept, and the same command goes on.",
+        ) from error
+    write_text_whole(noted, json.dumps({"repository": name, "revision": found}) + "\n")
+    return folder
