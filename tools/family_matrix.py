@@ -51,8 +51,7 @@ def rows() -> dict[str, tuple[str, Builder]]:
     """Base models by name: the family, and what writes it."""
     import picture_models
     import wan_made
-
-    from conftest import build_tiny_z_image
+    from z_image_made import build_tiny_z_image
 
     def wan(kind: str) -> Builder:
         return lambda folder: wan_made.build(folder, kind)

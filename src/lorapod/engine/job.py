@@ -20,6 +20,7 @@ from lorapod.engine.export import ONLY_LYCORIS
 from lorapod.engine.families import Expert, Family, ShiftsByResolution, TakesFirstFrame, WeighsBySnr, family_of
 from lorapod.engine.first_frames import FirstFrame, first_frames
 from lorapod.errors import DatasetError, RequestError
+from lorapod.files import sha256_of
 from lorapod.models import BaseModel, find_base_model, find_training_adapter
 from lorapod.recipe import Recipe
 from lorapod.recipe.schema import ExpertChoice, LoraFormat, Precision, Targets
@@ -121,13 +122,12 @@ class Job:
                 "Leave `training.first_frame_share` out.",
             )
         for section in self.recipe.datasets:
-            for key in ("masks", "alpha_masks", "control"):
-                if getattr(section, key):
-                    raise DatasetError(
-                        f"The built-in trainer does not train with `{key}` yet",
-                        f"The dataset {section.path} asks for it.",
-                        f"Leave `{key}` out, or choose another trainer.",
-                    )
+            if section.control:
+                raise DatasetError(
+                    "The built-in trainer does not train with control pictures yet",
+                    f"The dataset {section.path} asks for `control`.",
+                    "Leave `control` out, or choose another trainer.",
+                )
 
     def _refuse_adapter(self) -> None:
         adapter = self.recipe.adapter
@@ -177,6 +177,25 @@ class Job:
         if item.window:
             made_from["window"] = [item.window.start, item.window.frames, item.window.fps]
         return self.latents_cache.key(**made_from)
+
+    @cached_property
+    def _mask_hashes(self) -> dict[Path, str]:
+        return {}
+
+    def mask_key(self, item: TrainItem) -> str | None:
+        """Of an item's mask at the size of its latents; None where the item has none."""
+        path, place = item.item.mask_path, item.placement
+        if path is None:
+            return None
+        if path not in self._mask_hashes:
+            self._mask_hashes[path] = sha256_of(path)
+        return self.latents_cache.key(
+            mask=self._mask_hashes[path],
+            of=item.item.sha256,
+            from_alpha=path == item.item.path,
+            resize=list(place.resize_to),
+            crop=list(place.crop),
+        )
 
     def first_frame_key(self, picture: FirstFrame) -> str:
         """Depends on the picture and on the size of the previews that begin with it."""

@@ -275,7 +275,10 @@ class Training:
     def _digest(self) -> str:
         """Of all that shapes the result: recipe, base model with what is merged into it, and the bytes, captions and crops
         of the data."""
-        items = [(self.job.latents_key(i), i.captions, i.repeats, i.caption_dropout) for i in self.job.data.train]
+        items = [
+            (self.job.latents_key(i), i.captions, i.repeats, i.caption_dropout, *filter(None, [self.job.mask_key(i)]))
+            for i in self.job.data.train
+        ]
         weights = [self.job.base.fingerprint(expert.component) for expert in self.job.experts]
         weights += [sha256_of(merged.path) for merged in self.job.merged_adapters]
         return hashlib.sha256(repr([recipes.digest(self.recipe), weights, items]).encode()).hexdigest()

@@ -197,7 +197,8 @@ def _make_paths_absolute(raw: dict[str, Any], folder: Path, check: bool, workspa
             pictures[index] = listed[index]
     datasets = raw.get("datasets")
     for index, dataset in enumerate(datasets if isinstance(datasets, list) else []):
-        resolve(dataset, "path", ("datasets", index, "path"), wants_folder=True)
+        for key in ("path", "masks", "control"):
+            resolve(dataset, key, ("datasets", index, key), wants_folder=True)
     return found
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lorapod.engine.families.base import Conditions, PreviewRequest
+from lorapod.engine.losses import mean_over_weights, weight_of
 from lorapod.models import BaseModel
 
 SIDE = 2
@@ -37,11 +38,7 @@ def velocity_loss(predicted: Tensor, latents: Tensor, noise: Tensor, weight: Ten
     Args:
         weight: How much each place counts, broadcastable to the latents; the mean is over weights.
     """
-    squares = (predicted - (noise - latents)).square()
-    if weight is None:
-        return squares.flatten(1).mean(1)
-    weight = weight.expand_as(squares)
-    return (squares * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)
+    return mean_over_weights((predicted - (noise - latents)).square(), weight)
 
 
 def packed(latents: Tensor) -> Tensor:
@@ -80,7 +77,7 @@ class LearnsVelocity:
     ) -> Tensor:
         """Loss of each item, (b,)."""
         predicted = self.velocity(denoiser, noised(latents, noise, noise_level), noise_level, texts)
-        return velocity_loss(predicted, latents, noise)
+        return velocity_loss(predicted, latents, noise, weight_of(items, latents))
 
 
 class SeesTokens(LearnsVelocity):

@@ -25,6 +25,7 @@ from lorapod.engine.families import ldm_names
 from lorapod.engine.families.autoencoder import FACTOR, WithAutoencoder
 from lorapod.engine.families.base import Conditions, Expert, PreviewRequest
 from lorapod.engine.families.shared import OfDiffusers
+from lorapod.engine.losses import mean_over_weights, weight_of
 from lorapod.engine.weights import Naming, load_transformers
 from lorapod.errors import BaseModelError
 from lorapod.lora_names import kohya
@@ -214,7 +215,7 @@ class SDXL(OfDiffusers, WithAutoencoder):
         whole = torch.tensor([height, width, 0, 0, height, width], device=latents.device)
         time_ids = torch.stack([item.get("time_ids", whole) for item in items])
         predicted = self.predict(denoiser, noisy[:, :, 0], timestep, time_ids, texts)[:, :, None]
-        return (predicted - target).square().flatten(1).mean(1)
+        return mean_over_weights((predicted - target).square(), weight_of(items, latents))
 
     def min_snr_weight(self, noise_level: Tensor, gamma: float) -> Tensor:
         """Weight of each item's loss, (b,): min(SNR, gamma) / SNR, and / (SNR + 1) where v is predicted.

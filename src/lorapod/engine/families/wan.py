@@ -23,6 +23,7 @@ from lorapod.engine.families import wan_names
 from lorapod.engine.families.base import Conditions, Expert, PreviewRequest
 from lorapod.engine.families.flow import noised, velocity_loss
 from lorapod.engine.families.shared import OfDiffusers
+from lorapod.engine.losses import weight_of
 from lorapod.engine.weights import Naming, load_diffusers, load_transformers
 from lorapod.lora_names.kohya import kohya_name
 from lorapod.lora_names.wan import diffusers_name, original_name
@@ -289,13 +290,15 @@ class Wan(OfDiffusers):
     ) -> Tensor:
         noisy = noised(latents, noise, noise_level)
         clean = self._clean_frames(latents, items)
+        weight = weight_of(items, latents)
         if clean is None:
-            return velocity_loss(self.velocity(denoiser, noisy, noise_level, items, texts), latents, noise)
+            return velocity_loss(self.velocity(denoiser, noisy, noise_level, items, texts), latents, noise, weight)
         is_clean = clean[:, None, :, None, None]
         predicted = self.velocity(
             denoiser, torch.where(is_clean, latents, noisy), noise_level, items, texts, clean=clean
         )
-        return velocity_loss(predicted, latents, noise, weight=(~is_clean).float())
+        learnt = (~is_clean).float()
+        return velocity_loss(predicted, latents, noise, learnt if weight is None else learnt * weight)
 
     def _clean_frames(self, latents: Tensor, items: list[Conditions]) -> Tensor | None:
         """(b, f), which latent frames are given clean, as items say; None where none is."""
