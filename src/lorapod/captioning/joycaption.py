@@ -14,9 +14,10 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
-from lorapod.captioning.base import Answer, Ask, ItemError, Kind
+from lorapod.captioning.base import Answer, Ask, Captioner, ItemError, Kind
 from lorapod.captioning.local import Decoded, LocalCaptioner, find_model
 from lorapod.captioning.registry import Options, largest_gpu_gb
+from lorapod.captioning.vllm_server import VllmCaptioner, find_vllm
 from lorapod.data.names import shown
 from lorapod.errors import MissingPackageError, RequestError
 
@@ -29,13 +30,15 @@ _NOT_QUANTISED = ["vision_tower", "multi_modal_projector", "lm_head"]
 _TOP_P = 0.9
 
 
-def create(options: Options) -> LocalCaptioner:
-    """From the options; the model is fetched into the workspace where `model` is no folder.
+def create(options: Options) -> Captioner:
+    """From the options; the model is fetched into the workspace where `model` is no folder. Through a vLLM server of our
+    own where vLLM is installed and the GPU holds unquantised weights, unless LORAPOD_VLLM is 0.
 
     Raises:
         RequestError: There is no GPU that holds it.
         MissingPackageError: 8 or 4 bits are needed, and bitsandbytes is not installed.
         FetchError: It cannot be fetched.
+        StageFailedError: vLLM did not come up.
     """
     gigabytes = largest_gpu_gb()
     on_cpu = options.environment.get("LORAPOD_CAPTION_ON_CPU") == "1"
@@ -47,6 +50,10 @@ def create(options: Options) -> LocalCaptioner:
         )
     precision = "fp32" if on_cpu and gigabytes < FOUR_BIT_GB else precision_for(gigabytes)
     folder = find_model(options.model or REPOSITORY, options.models, options.environment)
+    vllm = find_vllm() if options.environment.get("LORAPOD_VLLM") != "0" else None
+    if vllm and precision == "bf16" and options.models is not None and not options.batch:
+        log = options.models / "captioners" / "vllm.log"
+        return VllmCaptioner("joycaption", folder, JoyCaption.kinds, log, command=vllm, environment=options.environment)
     batch = 1 if precision == "fp32" and not options.batch else options.batch or batch_for(gigabytes, precision)
     return LocalCaptioner("joycaption", JoyCaption(folder, precision), batch)
 
