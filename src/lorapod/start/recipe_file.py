@@ -36,7 +36,7 @@ def recipe_text(session: Session) -> str:
         tables = cast(Any, document["datasets"])
         for folder in folders[1:]:
             table = tomlkit.table()
-            table.update({key: value for key, value in tables[0].unwrap().items()})
+            table.update(tables[0].unwrap())
             table["path"] = folder.as_posix()
             tables.append(table)
         for table in tables:

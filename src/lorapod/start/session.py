@@ -176,9 +176,8 @@ class Session:
             try:
                 self.answer(question.default)
             except LorapodError as error:
-                raise RequestError(
-                    f"{question.text} {error.what}", error.why, error.remedy or f"Answer it with `{step.key}`."
-                ) from error
+                flag = f"In a script, answer it with `{step.key}` in the file of --answers."
+                raise RequestError(error.what, error.why, f"{error.remedy} {flag}".strip()) from error
 
     def take(self, given: Answers) -> None:
         """Answers what was given beforehand, each as if it had been typed.

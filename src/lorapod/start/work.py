@@ -11,6 +11,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,7 +43,6 @@ class Job:
         title: What it is, for its bar.
         done, total: How far it is, in its own unit; total None where it is not known.
         said: How far it is, in words.
-        error: Why it failed.
         notes: What it has to tell besides.
     """
 
@@ -51,29 +51,24 @@ class Job:
     done: float = 0.0
     total: float | None = None
     said: str = "waiting"
-    error: LorapodError | Exception | None = None
-    is_over: bool = False
     is_stopping: bool = False
     notes: list[str] = field(default_factory=list)
     on_stop: Callable[[], None] | None = None
-    thread: threading.Thread | None = None
-    began: float = 0.0
+    future: Future[None] | None = None
 
     def start(self) -> None:
-        self.began = time.monotonic()
-        self.thread = threading.Thread(target=self._run, name=f"lorapod-{self.title}", daemon=True)
-        self.thread.start()
+        pool = ThreadPoolExecutor(1, thread_name_prefix=f"lorapod-{self.title}")
+        self.future = pool.submit(self.begin, self)
+        pool.shutdown(wait=False)
 
-    def _run(self) -> None:
-        try:
-            self.begin(self)
-        except Exception as error:  # noqa: BLE001 - it is raised in the thread that started the job
-            self.error = error
-        finally:
-            self.is_over = True
-        if self.error is None:
-            self.done = self.total = self.total or 1.0
-            self.said = f"{self.said}, done" if self.said not in ("waiting", "beginning") else "done"
+    @property
+    def is_over(self) -> bool:
+        return self.future is not None and self.future.done()
+
+    @property
+    def error(self) -> BaseException | None:
+        """Why it failed; None while it goes on."""
+        return self.future.exception() if self.future is not None and self.future.done() else None
 
     def stop(self) -> None:
         """Asks it to end; what it has done is kept."""
@@ -119,8 +114,7 @@ class _Pulling(PullProgress):
 
 def jobs_of(session: Session) -> list[Job]:
     """What has to be done before this session can train; captioning, if any, comes first."""
-    found = [job for job in (captioning(session), fetching(session), installing(session)) if job is not None]
-    return found
+    return [job for job in (captioning(session), fetching(session), installing(session)) if job is not None]
 
 
 def fetching(session: Session) -> Job | None:
@@ -248,7 +242,4 @@ def stop_all(jobs: list[Job], seconds: float = 15.0) -> None:
     for job in jobs:
         if not job.is_over:
             job.stop()
-    deadline = time.monotonic() + seconds
-    for job in jobs:
-        if job.thread is not None:
-            job.thread.join(max(0.0, deadline - time.monotonic()))
+    wait([job.future for job in jobs if job.future is not None], timeout=seconds)
