@@ -48,7 +48,7 @@ def start(
     answers: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Answers in a TOML file, as in start.toml; options go over it.", show_default=False
+            metavar="FILE", help="Answers in a TOML file, as start.toml; options go over it.", show_default=False
         ),
     ] = None,
     yes: Annotated[

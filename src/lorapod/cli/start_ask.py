@@ -175,9 +175,10 @@ class ListAsker:
 
 
 def _bind_back(bindings: Any) -> None:
-    @bindings.add("escape")
-    def _(event: Any) -> None:
+    def go_back(event: Any) -> None:
         event.app.exit(exception=BackError)
+
+    bindings.add("escape")(go_back)
 
 
 def _name(choice: Choice) -> str:

@@ -1,4 +1,4 @@
-"""What `lorapod start` shows between its questions: the machine, what is worth fixing, the summary, the work before training."""
+"""What `lorapod start` shows between its questions: the machine, what is worth fixing, the summary, the work."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ def say_worst(session: Session, ask: Asker) -> None:
     """Looks at the data closely, and says what is most worth fixing."""
     from lorapod.cli.media_progress import media_progress
     from lorapod.start.data import worst_of
+    from lorapod.start.steps import demo_paths
 
+    if session.answers.data == demo_paths(session):
+        return
     with media_progress("Looking at your files") as progress:
         usable, worst = worst_of(
             session.contents,
@@ -57,15 +60,17 @@ def say_worst(session: Session, ask: Asker) -> None:
 
 def summary(session: Session, ask: Asker) -> None:
     """All answers on one page, each with a number."""
+    from lorapod.start.steps import trainer_of
+
     ask.say("")
     ask.say("This will be trained:", "bold")
     for line in summary_lines(session):
         ask.say(line) if len(line) < width() else _hanging(line, ask)
-    need = session.facts.fetch_bytes(session.facts.entries[session.model], session.answers.trainer)
+    need = session.facts.fetch_bytes(session.facts.entries[session.model], trainer_of(session))
     if need > session.facts.disk_free:
         ask.say(
-            f"Careful: {need / 1e9:.0f} GB are to be fetched, and {session.facts.disk_free / 1e9:.0f} GB are free on the disk "
-            f"of {session.facts.workspace.root}.",
+            f"Careful: {need / 1e9:.0f} GB are to be fetched, and {session.facts.disk_free / 1e9:.0f} GB are free on the "
+            f"disk of {session.facts.workspace.root}.",
             "bold yellow",
         )
 

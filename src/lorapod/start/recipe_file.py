@@ -12,7 +12,7 @@ from lorapod import recipe as recipes
 from lorapod.files import write_text_whole
 from lorapod.recipe import Recipe
 from lorapod.start.session import Session
-from lorapod.start.steps import demo_paths, usual_steps
+from lorapod.start.steps import demo_paths, trainer_of, usual_steps
 from lorapod.start.steps_captions import KEEP, TRIGGER_ALONE
 from lorapod.trainers import get_trainer
 
@@ -25,7 +25,7 @@ def recipe_text(session: Session) -> str:
     """
     answers = session.answers
     folders = answers.data or []
-    name, trainer = answers.name or "lora", answers.trainer or "builtin"
+    name, trainer = answers.name or "lora", trainer_of(session)
     workspace = session.facts.workspace
     if folders == demo_paths(session):
         document = _demo_recipe(folders)

@@ -26,9 +26,9 @@ GOOD_FOR = {
 """What a base model is good for, in words for somebody who knows none."""
 
 TRAINERS = {
-    "builtin": "lorapod's own: nothing to install, previews, stops and goes on at any step",
-    "diffusion-pipe": "tdrussell's trainer, run by lorapod",
-    "musubi": "kohya's musubi-tuner, run by lorapod",
+    "builtin": "nothing to install; stops and goes on at any step",
+    "diffusion-pipe": "by tdrussell, run by lorapod",
+    "musubi": "musubi-tuner by kohya, run by lorapod",
 }
 
 

@@ -75,7 +75,7 @@ class ModelStep(Base):
     def shown(self, session: Session) -> str:
         facts, entry = session.facts, session.facts.entries[session.model]
         fit = fit_of(entry, facts.gpus)
-        size = fetch_text(entry, facts, session.answers.trainer)
+        size = fetch_text(entry, facts, trainer_of(session))
         return f"{entry.title} ({size})" + (f"; careful: {fit.why_not}" if fit.why_not else "")
 
 
@@ -115,11 +115,9 @@ class GoalStep(Base):
     def question(self, session: Session) -> Question:
         clips = session.facts.entries[session.model].modality == "clip"
         goals = [goal for goal in GOALS if goal and (clips or goal != "motion")]
-        choices = tuple(Choice(goal, f"{goal:<10} {_GOAL_TEXTS[goal]}") for goal in goals)
+        choices = tuple(Choice(goal, f"{goal}: {_GOAL_TEXTS[goal]}") for goal in goals)
         if not clips:
-            choices += (
-                Choice("motion", f"{'motion':<10} {_GOAL_TEXTS['motion']}", "", "this base model makes pictures"),
-            )
+            choices += (Choice("motion", f"motion: {_GOAL_TEXTS['motion']}", "", "this base model makes pictures"),)
         before = session.answers.goal
         default = before if before in goals else "motion" if clips else "character"
         return Question(
@@ -296,6 +294,13 @@ def _name_for(session: Session) -> str:
 class TrainerStep(Base):
     key, label = "trainer", "Trainer"
 
+    def is_asked(self, session: Session) -> bool:
+        several = len(trainers_of(session.facts, session.model)) > 1
+        return several or session.asked_again == self.key
+
+    def shown(self, session: Session) -> str:
+        return trainer_of(session)
+
     def question(self, session: Session) -> Question:
         can = trainers_of(session.facts, session.model)
         best = trainer_for(session.facts, session.model)
@@ -305,7 +310,7 @@ class TrainerStep(Base):
             lacks = "" if name in can else f"cannot train {session.facts.entries[session.model].title}"
             if name == "builtin" and not ready:
                 lacks = lacks or "needs pip install 'lorapod[engine]'"
-            state = "" if ready or name == "builtin" else " (installed for you meanwhile)"
+            state = "" if ready or name == "builtin" else "; it will be installed"
             first = " (recommended)" if name == best else ""
             choices.append(Choice(name, f"{name}{first}: {TRAINERS[name]}{state}", "", lacks))
         usable = [choice.value for choice in choices if not choice.lacks]
@@ -360,6 +365,11 @@ class StepsStep(Base):
         usual = usual_steps(session)
         steps = session.answers.steps or usual
         return f"{steps} steps" + (" (usual)" if steps == usual else f" (usual: {usual})")
+
+
+def trainer_of(session: Session) -> str:
+    """What trains: as answered, else what is recommended."""
+    return session.answers.trainer or trainer_for(session.facts, session.model)
 
 
 def usual_steps(session: Session) -> int:

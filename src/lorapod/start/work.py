@@ -22,6 +22,7 @@ from lorapod.models.fetch import pull
 from lorapod.models.plan import size_text
 from lorapod.recipe import TrainerName
 from lorapod.start.session import Session
+from lorapod.start.steps import trainer_of
 from lorapod.start.steps_captions import KEEP, TRIGGER_ALONE
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def jobs_of(session: Session) -> list[Job]:
 
 def fetching(session: Session) -> Job | None:
     """Fetching what the trainer needs of the base model; None where it is here."""
-    facts, name, trainer = session.facts, session.model, session.answers.trainer or "builtin"
+    facts, name, trainer = session.facts, session.model, trainer_of(session)
     entry = facts.entries[name]
     if entry.packaged or trainer in facts.here.get(name, []):
         return None
@@ -133,7 +134,7 @@ def fetching(session: Session) -> Job | None:
 
 def installing(session: Session) -> Job | None:
     """Installing an external trainer; None where it can be started."""
-    name = session.answers.trainer or "builtin"
+    name = trainer_of(session)
     if name == "builtin" or session.facts.trainers.get(name):
         return None
 
