@@ -44,11 +44,23 @@ class Terminal:
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
             fcntl.ioctl(0, termios.TIOCSWINSZ, size)
-            for name in ("COLUMNS", "LINES", "NO_COLOR", "HF_TOKEN", "GEMINI_API_KEY", "GOOGLE_API_KEY", "OPENAI_API_KEY"):
+            for name in (
+                "COLUMNS",
+                "LINES",
+                "NO_COLOR",
+                "HF_TOKEN",
+                "GEMINI_API_KEY",
+                "GOOGLE_API_KEY",
+                "OPENAI_API_KEY",
+            ):
                 os.environ.pop(name, None)
-            os.environ.update({"OMP_NUM_THREADS": "1", "TERM": "xterm-256color", "LORAPOD_RUNTIME": str(workspace / "rt")})
+            os.environ.update(
+                {"OMP_NUM_THREADS": "1", "TERM": "xterm-256color", "LORAPOD_RUNTIME": str(workspace / "rt")}
+            )
             os.environ.update(environment or {})
-            os.execv(sys.executable, [sys.executable, "-m", "lorapod.cli.main", "--workspace", str(workspace), *arguments])
+            os.execv(
+                sys.executable, [sys.executable, "-m", "lorapod.cli.main", "--workspace", str(workspace), *arguments]
+            )
         fcntl.ioctl(self.fd, termios.TIOCSWINSZ, size)
 
     def read(self, seconds: float = 0.05) -> bool:
@@ -121,4 +133,6 @@ class Terminal:
     @property
     def colours(self) -> list[str]:
         """Sequences that set a colour."""
-        return [code for code in re.findall(r"\x1b\[([0-9;]*)m", self.raw) if re.search(r"(^|;)(3[0-8]|4[0-8]|9\d)", code)]
+        return [
+            code for code in re.findall(r"\x1b\[([0-9;]*)m", self.raw) if re.search(r"(^|;)(3[0-8]|4[0-8]|9\d)", code)
+        ]

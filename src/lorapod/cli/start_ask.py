@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 import textwrap
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Protocol
 
 import typer
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 _OTHER = "\0other"
 _LEAST_WIDTH = 40
+
+_SAME_REASON = 3
+"""More choices than this that cannot be taken for one reason share a line."""
 
 
 class BackError(Exception):
@@ -45,8 +49,9 @@ def width() -> int:
 
 def wrapped(text: str, indent: str = "", at: int | None = None) -> str:
     """The text in lines; a word that is longer than a line stays whole, so that paths can be copied."""
+    under = indent + ("  " if text.startswith("- ") else "")
     return textwrap.fill(
-        text, at or width() - 1, initial_indent=indent, subsequent_indent=indent, break_long_words=False,
+        text, at or width() - 1, initial_indent=indent, subsequent_indent=under, break_long_words=False,
         break_on_hyphens=False,
     )  # fmt: skip
 
@@ -132,17 +137,24 @@ class ListAsker:
         if question.why:
             self.say(question.why, "dim")
         at = width() - 4
-        choices = [
-            questionary.Choice(
-                _cut(
-                    _name(choice) if choice.lacks else choice.title, at - (len(choice.lacks) + 3 if choice.lacks else 0)
-                ),
-                value=choice.value,
-                disabled=choice.lacks or None,
-                description="\n" + wrapped(choice.about, "    ", at) if choice.about else None,
+        reasons = Counter(choice.lacks for choice in question.choices if choice.lacks)
+        shared = [reason for reason, count in reasons.items() if count > _SAME_REASON]
+        choices: list[questionary.Choice] = []
+        for choice in question.choices:
+            if choice.lacks in shared:
+                continue
+            room = at - (len(choice.lacks) + 5 if choice.lacks else 0)
+            choices.append(
+                questionary.Choice(
+                    _cut(_name(choice) if choice.lacks else choice.title, room),
+                    value=choice.value,
+                    disabled=choice.lacks or None,
+                    description="\n" + wrapped(choice.about, "    ", at) if choice.about else None,
+                )
             )
-            for choice in question.choices
-        ]
+        for reason in shared:
+            names = ", ".join(_name(choice) for choice in question.choices if choice.lacks == reason)
+            choices.append(questionary.Separator(wrapped(f"not here, as {reason}: {names}", "     ", at).lstrip()))
         if question.other:
             choices.append(questionary.Choice(_cut(question.other, at), value=_OTHER))
         asked = questionary.select(

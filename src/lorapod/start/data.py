@@ -169,11 +169,12 @@ def worst_of(
         cache=MediaCache.of(workspace),
         progress=progress,
     )
+    bare = set(contents.bare)
     kinds: dict[tuple[str, str], list[Path]] = {}
     whats: dict[tuple[str, str], str] = {}
     for problem in checked.problems:
-        if problem.severity.value == "info":
-            continue
+        if problem.severity.value == "info" or (problem.path in bare and "caption" in problem.what):
+            continue  # captions that are missing have a question of their own
         kind = (problem.severity.value, problem.remedy or problem.what)
         kinds.setdefault(kind, []).append(problem.path)
         whats.setdefault(kind, problem.what)

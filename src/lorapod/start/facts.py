@@ -138,12 +138,13 @@ def machine_sentence(facts: Facts) -> str:
     name = largest.name.removeprefix("NVIDIA ").removeprefix("GeForce ")
     memory = f" with {facts.gpu_gb:.0f} GB" if largest.memory_total else ", which shares the machine's memory"
     more = f" (and {len(facts.gpus.found) - 1} more GPUs; one is used)" if len(facts.gpus.found) > 1 else ""
+    begin = f"This machine's GPU: {name}{memory}{more}."
     real = [each for each in facts.offered() if not each.packaged]
     good = [each.title for each in real if not fit_of(each, facts.gpus).why_not]
     short = [each.title for each in real if fit_of(each, facts.gpus).why_not]
     if not good:
-        return f"This machine has a {name}{memory}{more}. That is too small for every base model but the demo's."
-    said = f"This machine has a {name}{memory}{more}. It trains {_listed(good)}."
+        return f"{begin} That is too small for every base model but the demo's."
+    said = f"{begin} It trains {_listed(good)}."
     if not short:
         return said.replace(f"It trains {_listed(good)}.", "It trains every base model that lorapod knows.")
     return f"{said} Too large for it: {_listed(short)}."

@@ -48,11 +48,10 @@ def _unreachable(service: str, error: Exception) -> RequestError:
 
 
 def _hugging_face(value: str) -> str:
-    import httpx
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
-    from lorapod.models.hub import endpoint
+    from lorapod.models.hub import endpoint, network_errors
 
     try:
         who = HfApi(endpoint=endpoint(), token=value).whoami()
@@ -60,15 +59,16 @@ def _hugging_face(value: str) -> str:
         if error.response is not None and error.response.status_code in (401, 403):
             raise _refused("HF_TOKEN", "Hugging Face") from None
         raise _unreachable("Hugging Face", error) from None
-    except (httpx.HTTPError, OSError) as error:
+    except network_errors() as error:
         raise _unreachable("Hugging Face", error) from None
     return f"the key of {who.get('name', 'somebody')}"
 
 
 def _gemini(value: str, address: str | None) -> str:
-    import httpx
     from google import genai
     from google.genai import errors, types
+
+    from lorapod.models.hub import network_errors
 
     client = genai.Client(
         api_key=value, http_options=types.HttpOptions(base_url=address or None, timeout=int(_SECONDS * 1000))
@@ -79,7 +79,7 @@ def _gemini(value: str, address: str | None) -> str:
         if error.code in (400, 401, 403):
             raise _refused("GEMINI_API_KEY", "Google") from None
         raise _unreachable("Google", error) from None
-    except (httpx.HTTPError, OSError) as error:
+    except network_errors() as error:
         raise _unreachable("Google", error) from None
     finally:
         client.close()

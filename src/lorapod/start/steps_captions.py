@@ -21,13 +21,14 @@ KEEP, TRIGGER_ALONE = "keep", "trigger"
 """Answers in place of a captioner: the captions that are there; the trigger word for what has none."""
 
 _TITLES = {
-    "joycaption": "JoyCaption on this GPU, free",
-    "qwen-vl": "Qwen3-VL on this GPU, free; pictures and clips",
-    "gemini": "Gemini, by Google: pictures and clips are sent there, and it costs a little",
-    "openai": "an OpenAI-compatible service: pictures are sent there",
+    "joycaption": "on this GPU, free",
+    "qwen-vl": "on this GPU, free",
+    "gemini": "sends them to Google, costs a little",
+    "openai": "sends them to OpenAI or another service",
     "tagger": "tags in place of sentences, on this machine",
-    "template": "no model: one sentence of trigger word and class word for all",
+    "template": "no model, one sentence with the trigger word for all",
 }
+_PICTURES_ONLY = ("joycaption", "tagger")
 _KEY_OF = {"gemini": "GEMINI_API_KEY", "openai": "OPENAI_API_KEY"}
 
 
@@ -129,11 +130,9 @@ class CaptionerStep(Base):
             lacking = session.facts.captioner_lacks(name)
             key_alone = _lacks_key_alone(session, name)
             lacks = "" if key_alone else " and ".join(lacking)
-            if "clip" in KNOWN[name].what or not inside.clips or name in ("openai", "qwen-vl", "template"):
-                pass
-            elif not inside.pictures:
+            if name in _PICTURES_ONLY and not inside.pictures:
                 lacks = lacks or "does not look at clips"
-            note = "; its key is asked for next" if key_alone else ""
+            note = "; needs a key, asked for next" if key_alone else ""
             choices.append(Choice(name, f"{name}: {_TITLES[name]}{note}", "", lacks))
         without = "with the trigger word alone" if session.answers.trigger else "without one"
         count = len(inside.bare)
