@@ -84,9 +84,9 @@ class PlainAsker:
         usable = [choice for choice in question.choices if not choice.lacks]
         for i, choice in enumerate(usable, start=1):
             self.say(f"{i}. {choice.title}" + (f". {choice.about}" if choice.about else ""))
-        for choice in question.choices:
-            if choice.lacks:
-                self.say(f"Not here: {_name(choice)}: {choice.lacks}.")
+        for reason in dict.fromkeys(choice.lacks for choice in question.choices if choice.lacks):
+            names = ", ".join(_name(choice) for choice in question.choices if choice.lacks == reason)
+            self.say(f"Not here: {names}: {reason}.")
         if question.other:
             self.say(f"Or {question.other}.")
         default = next((i for i, choice in enumerate(usable, start=1) if choice.value == question.default), 1)
@@ -101,7 +101,7 @@ class PlainAsker:
 
     def line(self, text: str, default: str = "") -> str:
         shown = f" (Enter: {default})" if default else ""
-        return self._answer(input(f"{text}{shown}: ")) or default
+        return self._answer(input(f"{text.rstrip('.')}{shown}: ")) or default
 
     def _answer(self, given: str) -> str:
         if given.strip().lower() in ("b", "back"):
