@@ -16,6 +16,7 @@ from lorapod.start.steps_captions import STEPS
 from lorapod.workspace import Workspace
 
 GIB = 1 << 30
+NO_GPU = Gpus()
 
 
 def gpu(gigabytes: float, name: str = "NVIDIA GeForce RTX 4090") -> Gpus:
@@ -36,7 +37,7 @@ def folder_of(path: Path, count: int = 3, captions: str = "", clips: int = 0) ->
 
 def session_on(
     root: Path,
-    gpus: Gpus = Gpus(),
+    gpus: Gpus = NO_GPU,
     *,
     environment: dict[str, str] | None = None,
     right_keys: tuple[str, ...] = ("right",),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from start.helpers import asked, folder_of, gpu, session_on
 
 from lorapod import recipe as recipes
 from lorapod.errors import LorapodError, RequestError
@@ -17,6 +16,7 @@ from lorapod.start.paths import typed_folder
 from lorapod.start.recipe_file import checked_recipe, write_recipe
 from lorapod.start.session import Session
 from lorapod.workspace import Workspace
+from start.helpers import asked, folder_of, gpu, session_on
 
 
 def choices_of(session: Session, key: str) -> dict[str, str]:
@@ -297,8 +297,9 @@ def test_answers_from_a_file_may_be_those_of_a_session_or_plain(tmp_path: Path) 
         read_answers(file)
 
 
-def test_a_damaged_or_foreign_session_file_begins_anew(tmp_path: Path) -> None:
-    (tmp_path / "start.toml").write_text("not = [toml")
-    assert kept_in(Workspace(tmp_path)) is None
-    (tmp_path / "start.toml").write_text("[answers]\nfuture = 1\n")
-    assert kept_in(Workspace(tmp_path)) is None
+@pytest.mark.parametrize("text", ["not = [toml", "[answers]\nfuture = 1\n", "\xff"])
+def test_a_session_file_that_cannot_be_read_is_left_as_it_is(tmp_path: Path, text: str) -> None:
+    (tmp_path / "start.toml").write_text(text, encoding="latin-1")
+    with pytest.raises(RequestError, match="cannot be read"):
+        kept_in(Workspace(tmp_path))
+    assert (tmp_path / "start.toml").read_text(encoding="latin-1") == text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
 _PLAIN_SECONDS = 10.0
 _PAUSE_SECONDS = 0.1
 _LABEL = 14
-_TALL = 40
-"""Lines of a terminal that holds the first screens at once."""
 
 
 def welcome(session: Session, ask: Asker) -> None:
@@ -36,9 +33,8 @@ def welcome(session: Session, ask: Asker) -> None:
         ask.say(f"{fault.why} {fault.remedy}".strip())
     ask.say("")
     ask.say("Enter takes what is proposed. Ctrl-C stops; what you answered is kept.", "dim")
-    if session.facts.faults or shutil.get_terminal_size((80, 24)).lines < _TALL:
-        with suppress(BackError):  # a list of base models would push it off the screen
-            ask.line("Press Enter to begin.")
+    with suppress(BackError):  # else the list of base models pushes it off a small screen before it is read
+        ask.line("Press Enter to begin.")
 
 
 def say_worst(session: Session, ask: Asker) -> None:

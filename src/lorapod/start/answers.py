@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +62,20 @@ def keep(workspace: Workspace, kept: Kept) -> None:
 
 
 def kept_in(workspace: Workspace) -> Kept | None:
-    """The session that was broken off or done last; None where there is none, or it cannot be read any more."""
-    with suppress(OSError, ValueError):
-        raw = tomlkit.parse((workspace.root / FILE).read_text(encoding="utf-8")).unwrap()
-        return Kept.model_validate(raw)
-    return None
+    """The session that was broken off or done last; None where there is none.
+
+    Raises:
+        RequestError: It cannot be read; nothing was changed.
+    """
+    path = workspace.root / FILE
+    try:
+        return Kept.model_validate(tomlkit.parse(path.read_text(encoding="utf-8")).unwrap())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise RequestError(
+            f"The session kept in {path} cannot be read", str(error).splitlines()[0], "Mend or delete the file."
+        ) from error
 
 
 def read_answers(path: Path) -> Answers:
