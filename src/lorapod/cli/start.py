@@ -79,7 +79,7 @@ def start(
             "Give --yes to take what is proposed, or --answers FILE; options answer single questions.",
         )
     given = _given(answers, model, data, trigger, goal, captioner, trainer, name, steps)
-    console = Console(highlight=False)
+    console = Console(highlight=False, force_terminal=False if plain else None)
     session = Session(look(workspace), STEPS, try_key, is_kept=not scripted)
     ask = asker(plain)
     bars = console.is_terminal and not plain and not is_dumb()
