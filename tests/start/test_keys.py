@@ -24,6 +24,7 @@ def test_a_hugging_face_key_is_right_wrong_or_cannot_be_tried(monkeypatch: pytes
         assert try_key("HF_TOKEN", "hf_right", {}) == "the key of zoe"
         with pytest.raises(RequestError, match="does not know this key"):
             try_key("HF_TOKEN", "hf_wrong", {})
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(RequestError, match="cannot be asked"):
         try_key("HF_TOKEN", "hf_right", {})
 

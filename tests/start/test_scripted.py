@@ -49,13 +49,15 @@ def test_from_answers_in_a_file_to_a_lora_on_the_demo_model(call: Call, tmp_path
 
 def test_captions_are_written_and_reviewed_before_training(call: Call, tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "mine", 6)
+    (folder / "05.png").write_bytes(b"no picture")
     with FakeOpenAI() as service:
         ended = call("--yes", "--data", folder, "--captioner", "openai", "--trigger", "zorb", "--steps", "1",
                      OPENAI_BASE_URL=service.url, OPENAI_API_KEY="sk-secret")  # fmt: skip
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "Captions, as they will be trained" in ended.stdout and "00.png: zorb, a plain square" in ended.stdout
     assert "sk-secret" not in ended.stdout + ended.stderr
-    assert len(list(folder.glob("*.txt"))) == 6
+    assert len(list(folder.glob("*.txt"))) == 5
+    assert "5 of 6 can be trained on; the other is left out" in ended.stdout and "05.png" in ended.stdout
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import tomlkit
 from huggingface_hub import constants
 
 from fakes.hub import FakeHub, Repo
 from fakes.hub_models import entry, safetensors
 from fakes.openai_server import FakeOpenAI
 from lorapod.errors import LorapodError
+from lorapod.models.catalogue import entries
 from lorapod.start.answers import Answers
 from lorapod.start.session import Session
 from lorapod.start.work import Job, StoppedError, jobs_of, stop_all
@@ -45,7 +47,10 @@ def service() -> Iterator[FakeOpenAI]:
 def ready(root: Path, service: FakeOpenAI, captioner: str = "openai") -> Session:
     environment = {"OPENAI_BASE_URL": service.url, "OPENAI_API_KEY": "sk"}
     session = session_on(root / "w", environment=environment)
-    session.facts.entries = {**session.facts.entries, "toy": entry()}
+    own = root / "w/models/entries/toy.toml"
+    own.parent.mkdir(parents=True)
+    own.write_text(tomlkit.dumps(entry().model_dump(mode="json", exclude_none=True, exclude_defaults=True)))
+    session.facts.entries = entries(session.facts.workspace)
     session.take(
         Answers(model="toy", goal="character", data=[folder_of(root / "mine", 12)], trigger="zorb", captioner=captioner)
     )

@@ -223,7 +223,7 @@ def _accepts_summary(session: Session, ask: Asker) -> bool:
 def _train(session: Session, ask: Asker, console: Console, *, bars: bool, may_ask: bool) -> None:
     """Everything before training side by side, then the run, which is followed to its end."""
     from lorapod.cli.progress import finish, watch
-    from lorapod.cli.start_shown import summary_lines
+    from lorapod.cli.start_shown import say_worst, summary_lines
     from lorapod.runs import start_run, write_comparison
     from lorapod.start.facts import process_environment
     from lorapod.start.recipe_file import checked_recipe, write_recipe
@@ -232,6 +232,8 @@ def _train(session: Session, ask: Asker, console: Console, *, bars: bool, may_as
     if not may_ask:
         for line in summary_lines(session):
             console.print(line, markup=False, soft_wrap=True)
+    if session.unusable is None:  # the session was taken up, or is a script's
+        say_worst(session, ask)
     path = write_recipe(session)
     recipe: Recipe = checked_recipe(session, path)
     process_environment(session.facts)
@@ -296,11 +298,12 @@ def _review(session: Session, ask: Asker, *, may_ask: bool) -> bool:
     from lorapod.start.session import Choice, Question
     from lorapod.start.steps_captions import KEEP, TRIGGER_ALONE
 
-    bare, changed = session.contents.bare, False
+    bare, changed = session.bare, False
+    count = f"{len(bare)} items still have" if len(bare) > 1 else "1 item still has"
     if bare and session.answers.captioner not in (KEEP, TRIGGER_ALONE):
         if not may_ask:
             raise RequestError(
-                f"{len(bare)} items still have no caption", f"The first of them: {bare[0].name}.",
+                f"{count} no caption", f"The first of them: {bare[0].name}.",
                 "Write them, or run again with --captioner keep to leave them out.",
             )  # fmt: skip
         choices = (
@@ -308,7 +311,7 @@ def _review(session: Session, ask: Asker, *, may_ask: bool) -> bool:
             Choice(TRIGGER_ALONE, "train them with the trigger word alone"),
             Choice("stop", "stop here, so that you can write them"),
         )
-        answer = ask.ask(Question(f"{len(bare)} items still have no caption.", "", choices, KEEP))
+        answer = ask.ask(Question(f"{count} no caption.", "", choices, KEEP))
         if answer == "stop":
             raise KeyboardInterrupt
         session.answers.captioner, changed = answer, True

@@ -44,9 +44,10 @@ def say_worst(session: Session, ask: Asker) -> None:
     from lorapod.start.steps import demo_paths
 
     if session.answers.data == demo_paths(session):
+        session.unusable = frozenset()
         return
     with media_progress("Looking at your files") as progress:
-        usable, worst = worst_of(
+        session.unusable, worst = worst_of(
             session.contents,
             session.model,
             session.answers.goal or "",
@@ -54,7 +55,11 @@ def say_worst(session: Session, ask: Asker) -> None:
             session.facts.workspace,
             progress,
         )
-    ask.say(f"{usable} of {session.contents.total} can be trained on." if worst else f"All {usable} look fine.")
+    total, left = session.contents.total, len(session.unusable)
+    if left:
+        ask.say(f"{total - left} of {total} can be trained on; the other{'s are' if left > 1 else ' is'} left out.")
+    else:
+        ask.say(f"All {total} can be trained on." if worst else f"All {total} look fine.")
     if worst:
         ask.say("Most worth fixing:" if len(worst) > 1 else "Worth fixing:", "yellow")
         for text in worst:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lorapod.errors import RequestError
 from lorapod.files import write_text_whole
+from lorapod.start.demo_data import DEMO_FOLDERS
 from lorapod.workspace import Workspace
 
 FILE = "start.toml"
@@ -22,7 +23,7 @@ class Answers(BaseModel):
 
     model: str | None = Field(None, description="Base model, by its name in the catalogue.")
     goal: str | None = Field(None, description="character, style, concept or motion.")
-    data: list[Path] | None = Field(None, description="Folders of pictures or clips.")
+    data: list[Path] | None = Field(None, description="Folders of pictures or clips; `demo`: the demo's own.")
     trigger: str | None = Field(None, description="Trigger word; empty for none.")
     class_word: str | None = Field(None, description="What the trigger word is, as in woman; empty for nothing.")
     captioner: str | None = Field(
@@ -101,5 +102,6 @@ def read_answers(path: Path) -> Answers:
         ) from error
     if answers.data:
         base = path.expanduser().absolute().parent
-        answers.data = [base / folder.expanduser() for folder in answers.data]
+        demo = Path(DEMO_FOLDERS)
+        answers.data = [each if each == demo else base / each.expanduser() for each in answers.data]
     return answers

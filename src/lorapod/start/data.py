@@ -146,8 +146,8 @@ _EVERYDAY = frozenset({
 
 def worst_of(
     contents: Contents, model: str, goal: str, trigger: str, workspace: Workspace, progress: Progress | None = None
-) -> tuple[int, list[str]]:
-    """How many items can be trained on, and the three things most worth fixing, each a sentence with its remedy."""
+) -> tuple[frozenset[Path], list[str]]:
+    """The items that cannot be trained on, and the three things most worth fixing, each a sentence with its remedy."""
     from lorapod.captioning.wishes import rules_of
     from lorapod.data.checks import Goal, check
     from lorapod.recipe import presets
@@ -183,4 +183,4 @@ def worst_of(
         where = shown(paths[0].name) + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
         what = whats[severity, remedy].rstrip(".")
         said.append(f"{where}: {what}." + (f" {remedy}" if remedy != what else ""))
-    return len(checked.trained_on), said
+    return frozenset(problem.path for problem in checked.unusable), said

@@ -59,7 +59,7 @@ def _about_captions(session: Session, table: Any) -> None:
     table["trigger_word"] = session.answers.trigger or ""
     if session.contents.bare and session.answers.captioner == TRIGGER_ALONE:
         table["allow_missing_captions"] = True
-    if session.contents.bare and session.answers.captioner == KEEP:
+    if session.unusable or (session.contents.bare and session.answers.captioner == KEEP):
         table["skip_unusable"] = True
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from lorapod.errors import LorapodError, RequestError
@@ -92,6 +93,7 @@ class Session:
         done: Keys of the questions that are answered.
         order: The same in the order of asking in this sitting, for going back.
         asked_again: Key of the question that a number of the summary asks for.
+        unusable: Items that cannot be trained on, as the last look at the data found; None before it.
         is_kept: Whether answers are written to the workspace.
     """
 
@@ -103,6 +105,7 @@ class Session:
     order: list[str] = field(default_factory=list)
     is_kept: bool = True
     asked_again: str = ""
+    unusable: frozenset[Path] | None = None
     _contents: tuple[tuple[str, ...], Contents] | None = None
 
     def step(self, key: str) -> Step:
@@ -226,7 +229,13 @@ class Session:
         return self._contents[1]
 
     def forget_contents(self) -> None:
+        """The folders are to be looked at anew, as files in them changed."""
         self._contents = None
+
+    @property
+    def bare(self) -> list[Path]:
+        """Items without a caption, but for those that cannot be trained on anyway."""
+        return [path for path in self.contents.bare if path not in (self.unusable or ())]
 
     @property
     def model(self) -> str:

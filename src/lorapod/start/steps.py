@@ -206,7 +206,7 @@ class DataStep(Base):
             raise RequestError(
                 f"{', '.join(map(str, folders))} holds {inside}", "This base model learns from clips.", "Give clips."
             )
-        session.answers.data = folders
+        session.answers.data, session.unusable = folders, None
         session.forget_contents()
 
     def holds(self, session: Session) -> bool:
