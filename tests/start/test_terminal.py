@@ -171,6 +171,12 @@ def test_a_folder_is_dropped_into_the_terminal_and_what_is_wrong_with_it_is_said
     terminal.press(DOWN, ENTER)
     terminal.press("/no such folder", ENTER)
     terminal.wait("There is no folder")
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "a.png").write_bytes(b"not a picture")
+    terminal.press(DOWN, ENTER)
+    terminal.press(str(broken), ENTER)
+    terminal.wait("None of these files can be trained on")
     terminal.press(DOWN, ENTER)
     terminal.press(f"'{folder}'", ENTER)
     shown = terminal.wait(QUESTIONS[3])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorapod.errors import LorapodError, RequestError
+from lorapod.errors import DatasetError, LorapodError, RequestError
 from lorapod.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -174,7 +174,14 @@ def _ask_open(session: Session, ask: Asker) -> None:
             ask.say(f"{error.why} {error.remedy}".strip())
             continue
         if step.key == "data":
-            say_worst(session, ask)
+            try:
+                say_worst(session, ask)
+            except DatasetError as error:
+                ask.say(f"{error.what}.", "red")
+                ask.say(f"{error.why} {error.remedy}".strip())
+                session.back()
+                session.answers.data = None  # it is not to be proposed again
+                session.keep()
         if question.secret:
             _offer_to_keep(session, ask, question.text.rstrip(":"))
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from lorapod.cli.progress import duration
 from lorapod.cli.start_ask import Asker, BackError, width, wrapped
+from lorapod.errors import DatasetError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,7 +39,11 @@ def welcome(session: Session, ask: Asker) -> None:
 
 
 def say_worst(session: Session, ask: Asker) -> None:
-    """Looks at the data closely, and says what is most worth fixing."""
+    """Looks at the data closely, and says what is most worth fixing.
+
+    Raises:
+        DatasetError: Nothing of it can be trained on.
+    """
     from lorapod.cli.media_progress import media_progress
     from lorapod.start.data import worst_of
     from lorapod.start.steps import demo_paths
@@ -56,6 +61,8 @@ def say_worst(session: Session, ask: Asker) -> None:
             progress,
         )
     total, left = session.contents.total, len(session.unusable)
+    if left >= total:
+        raise DatasetError("None of these files can be trained on", worst[0] if worst else "", "Give another folder.")
     if left:
         ask.say(f"{total - left} of {total} can be trained on; the other{'s are' if left > 1 else ' is'} left out.")
     else:

@@ -68,6 +68,7 @@ class ModelStep(Base):
 
     def take(self, session: Session, text: str) -> None:
         session.answers.model = session.facts.entry(text).name
+        session.unusable = None
 
     def holds(self, session: Session) -> bool:
         return session.answers.model in session.facts.entries
