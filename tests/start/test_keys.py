@@ -10,7 +10,7 @@ from huggingface_hub import constants
 from fakes.gemini_server import FakeGemini
 from fakes.hub import FakeHub, Repo
 from fakes.openai_server import FakeOpenAI
-from lorapod.errors import BaseModelError, RequestError
+from lorapod.errors import RequestError
 from lorapod.settings import environment_of
 from lorapod.start.keys import keep_key, try_key
 from lorapod.workspace import Workspace
@@ -25,7 +25,7 @@ def test_a_hugging_face_key_is_right_wrong_or_cannot_be_tried(monkeypatch: pytes
         with pytest.raises(RequestError, match="does not know this key"):
             try_key("HF_TOKEN", "hf_wrong", {})
         hub.repos["maker/gated"] = Repo({"a.json": b"{}"}, gated=True)
-        with pytest.raises(BaseModelError, match="access"):  # right, but the licence was not accepted yet
+        with pytest.raises(RequestError, match="is not open to it"):  # right, but the licence was not accepted yet
             try_key("HF_TOKEN", "hf_right", {}, "maker/gated")
         hub.tokens["hf_right"].add("maker/gated")
         assert try_key("HF_TOKEN", "hf_right", {}, "maker/gated")

@@ -19,8 +19,7 @@ def try_key(name: str, value: str, environment: dict[str, str], repo: str = "") 
         repo: Repository of the hub, as owner/name, that the key has to open.
 
     Raises:
-        RequestError: The service refuses it, or cannot be reached.
-        BaseModelError: The key is right, but its owner was not given access to the repository.
+        RequestError: The service refuses it, does not open the repository to it, or cannot be reached.
         MissingPackageError: The service's client is not installed.
     """
     if not value.isascii() or not value.isprintable() or " " in value:
@@ -55,7 +54,7 @@ def _hugging_face(value: str, repo: str) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
-    from lorapod.models.hub import endpoint, gated_error, network_errors
+    from lorapod.models.hub import endpoint, network_errors
 
     service = HfApi(endpoint=endpoint(), token=value)
     try:
@@ -63,7 +62,11 @@ def _hugging_face(value: str, repo: str) -> str:
         if repo:
             service.auth_check(repo)
     except (GatedRepoError, RepositoryNotFoundError):
-        raise gated_error(repo) from None
+        raise RequestError(
+            f"The key is right, but {repo} is not open to it",
+            "Its licence was not accepted with the account of this key, or access has not been granted yet.",
+            f"Accept it at {endpoint()}/{repo} with the same account, then give the key again; or go back.",
+        ) from None
     except HfHubHTTPError as error:
         if error.response is not None and error.response.status_code in (401, 403):
             raise _refused("HF_TOKEN", "Hugging Face") from None
