@@ -58,7 +58,7 @@ def session_on(
         disk_free=500 * 10**9,
     )
 
-    def test_key(name: str, value: str, environment: dict[str, str]) -> str:
+    def test_key(name: str, value: str, environment: dict[str, str], repo: str) -> str:
         if value not in right_keys:
             raise RequestError(f"{name} is not known", "It was refused.", "Copy all of it.")
         return "yours"

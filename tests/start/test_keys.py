@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import constants
 
 from fakes.gemini_server import FakeGemini
-from fakes.hub import FakeHub
+from fakes.hub import FakeHub, Repo
 from fakes.openai_server import FakeOpenAI
 from lorapod.errors import RequestError
 from lorapod.settings import environment_of
@@ -24,6 +24,11 @@ def test_a_hugging_face_key_is_right_wrong_or_cannot_be_tried(monkeypatch: pytes
         assert try_key("HF_TOKEN", "hf_right", {}) == "the key of zoe"
         with pytest.raises(RequestError, match="does not know this key"):
             try_key("HF_TOKEN", "hf_wrong", {})
+        hub.repos["maker/gated"] = Repo({"a.json": b"{}"}, gated=True)
+        with pytest.raises(RequestError, match="is not open to it"):  # right, but the licence was not accepted yet
+            try_key("HF_TOKEN", "hf_right", {}, "maker/gated")
+        hub.tokens["hf_right"].add("maker/gated")
+        assert try_key("HF_TOKEN", "hf_right", {}, "maker/gated")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(RequestError, match="cannot be asked"):
         try_key("HF_TOKEN", "hf_right", {})

@@ -188,7 +188,7 @@ def test_a_key_is_not_shown_while_it_is_typed(tmp_path: Path, open_terminal: Ope
     path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
     terminal = open_terminal("--model", "flux-dev", environment={"PATH": path, "HF_ENDPOINT": "http://127.0.0.1:9"})
     begin(terminal)
-    terminal.wait("HF_TOKEN:")
+    terminal.wait("your key for Hugging Face")
     terminal.press(*"hf_secret", ENTER)
     terminal.wait("cannot be asked")
     assert "hf_secret" not in terminal.raw

@@ -160,6 +160,7 @@ def _ask_open(session: Session, ask: Asker) -> None:
     """Asks what is not answered yet."""
     from lorapod.cli.start_ask import BackError
     from lorapod.cli.start_shown import say_worst
+    from lorapod.start.steps_captions import KeyStep
 
     while (step := session.current) is not None:
         question = step.question(session)
@@ -182,8 +183,8 @@ def _ask_open(session: Session, ask: Asker) -> None:
                 session.back()
                 session.answers.data = None  # it is not to be proposed again
                 session.keep()
-        if question.secret:
-            _offer_to_keep(session, ask, question.text.rstrip(":"))
+        if isinstance(step, KeyStep):
+            _offer_to_keep(session, ask, step.name_for(session))
 
 
 def _offer_to_keep(session: Session, ask: Asker, name: str) -> None:

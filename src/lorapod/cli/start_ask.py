@@ -78,7 +78,7 @@ class PlainAsker:
         if question.why:
             self.say(question.why)
         if question.secret:
-            return self._answer(getpass.getpass(f"{question.text} (b: back) "))
+            return self._answer(getpass.getpass("Key (b: back): "))
         if not question.choices:
             return self.line("Your answer", question.default)
         usable = [choice for choice in question.choices if not choice.lacks]

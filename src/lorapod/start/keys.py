@@ -12,17 +12,20 @@ from lorapod.workspace import Workspace
 _SECONDS = 20.0
 
 
-def try_key(name: str, value: str, environment: dict[str, str]) -> str:
+def try_key(name: str, value: str, environment: dict[str, str], repo: str = "") -> str:
     """Asks the service whether a key is right. Returns what it says of its owner, a few words.
 
+    Args:
+        repo: Repository of the hub, as owner/name, that the key has to open.
+
     Raises:
-        RequestError: The service refuses it, or cannot be reached.
+        RequestError: The service refuses it, does not open the repository to it, or cannot be reached.
         MissingPackageError: The service's client is not installed.
     """
     if not value.isascii() or not value.isprintable() or " " in value:
         raise RequestError("That is no key", "It holds a blank or a letter that keys do not have.", _page(name))
     if name == "HF_TOKEN":
-        return _hugging_face(value)
+        return _hugging_face(value, repo)
     if name == "GEMINI_API_KEY":
         return _gemini(value, environment.get("GOOGLE_GEMINI_BASE_URL"))
     if name == "OPENAI_API_KEY":
@@ -47,14 +50,23 @@ def _unreachable(service: str, error: Exception) -> RequestError:
     )
 
 
-def _hugging_face(value: str) -> str:
+def _hugging_face(value: str, repo: str) -> str:
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
     from lorapod.models.hub import endpoint, network_errors
 
+    service = HfApi(endpoint=endpoint(), token=value)
     try:
-        who = HfApi(endpoint=endpoint(), token=value).whoami()
+        who = service.whoami()
+        if repo:
+            service.auth_check(repo)
+    except (GatedRepoError, RepositoryNotFoundError):
+        raise RequestError(
+            f"The key is right, but {repo} is not open to it",
+            "Its licence was not accepted with the account of this key, or access has not been granted yet.",
+            f"Accept it at {endpoint()}/{repo} with the same account, then give the key again; or go back.",
+        ) from None
     except HfHubHTTPError as error:
         if error.response is not None and error.response.status_code in (401, 403):
             raise _refused("HF_TOKEN", "Hugging Face") from None

@@ -80,8 +80,8 @@ class Step(Protocol):
         """The answer in the summary; empty where it has no line there."""
 
 
-KeyTest = Callable[[str, str, dict[str, str]], str]
-"""Name, value, environment: asks the service whether a key is right; says whose it is."""
+KeyTest = Callable[[str, str, dict[str, str], str], str]
+"""Name, value, environment, repository or nothing: asks the service whether a key is right; says whose it is."""
 
 
 @dataclass

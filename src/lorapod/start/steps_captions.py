@@ -29,6 +29,7 @@ _TITLES = {
     "template": "no model, one sentence with the trigger word for all",
 }
 _PICTURES_ONLY = ("joycaption", "tagger")
+_SERVICES = {"HF_TOKEN": "Hugging Face", "GEMINI_API_KEY": "Gemini", "OPENAI_API_KEY": "OpenAI"}
 _KEY_OF = {"gemini": "GEMINI_API_KEY", "openai": "OPENAI_API_KEY"}
 
 
@@ -48,20 +49,28 @@ class KeyStep(Base):
         name = self.name_for(session)
         if not value:
             raise RequestError(f"{name} is needed here", "", "Give it, or go back and choose something else.")
-        session.test_key(name, value, session.facts.environment)
+        session.test_key(name, value, session.facts.environment, self.opens(session))
         session.facts.environment[name] = value
 
     def name_for(self, session: Session) -> str:
         return self.name
 
+    def opens(self, session: Session) -> str:
+        """The repository of the hub that the key has to open; empty for none."""
+        return ""
+
     def question(self, session: Session) -> Question:
         name = self.name_for(session)
         key = next(each for each in KEYS if each.name == name)
-        return Question(f"{name}:", f"Get one at {key.page}. It is not shown, and tried at once.", secret=True)
+        why = f"Get one at {key.page}. It is tried at once, and not shown."
+        return Question(f"What is your key for {_SERVICES[name]} ({name})?", why, secret=True)
 
 
 class ModelKeyStep(KeyStep):
     key, name = "model_key", "HF_TOKEN"
+
+    def opens(self, session: Session) -> str:
+        return session.facts.entries[session.model].hub or ""
 
     def is_asked(self, session: Session) -> bool:
         entry = session.facts.entries[session.model]
