@@ -28,6 +28,7 @@ from lorapod import __version__
 from lorapod.errors import RunError
 from lorapod.events import Event, from_line
 from lorapod.files import write_text_whole
+from lorapod.runs.verdict import Verdict, verdict_of
 
 _LARGEST_SIDE = 512  # pixels of an embedded preview
 _MOST_STEPS = 16  # steps whose previews are embedded, first and last among them
@@ -131,6 +132,7 @@ def _page(run_dir: Path, events: Sequence[Event], recipe: Mapping[str, Any], rec
         "triggers": list(dict.fromkeys(triggers)),
         "facts": _facts(of_type, losses),
         "loras": _loras(run_dir, of_type.get("lora", [])),
+        "verdicts": _verdicts(run_dir, of_type),
         "charts": _charts(of_type, losses),
         "series": series,
         "preview_steps": sorted({picture.step for one in series for picture in one.pictures}),
@@ -221,6 +223,26 @@ def _loras(run_dir: Path, events: Iterable[Event]) -> list[dict[str, Any]]:
         size = file.stat().st_size if file.is_file() else None
         found.append({"path": path, "name": file.name, "format": str(event.get("format", "")),
                       "step": event.get("step"), "size": f"{size / 1e6:.1f} MB" if size else None})  # fmt: skip
+    return found
+
+
+def _verdicts(run_dir: Path, of_type: Mapping[str, list[Event]]) -> list[Verdict]:
+    """Which file is likely the best, one for each expert where two were trained."""
+    files = [
+        (int(step), str(event["path"]))
+        for event in of_type.get("lora", [])
+        if (step := _number(event, "step")) is not None
+        and isinstance(event.get("path"), str)
+        and event.get("format") == "comfyui"
+        and (run_dir / event["path"]).is_file()
+    ]
+    evaluations = _evaluations(of_type.get("eval", []))
+    suffixes = [suffix for suffix in ("-high", "-low") if any(name.endswith(suffix) for name in evaluations)]
+    found = []
+    for suffix in suffixes or [""]:
+        own = {name: points for name, points in evaluations.items() if name.endswith(suffix)}
+        verdict = verdict_of(own, [file for file in files if suffix in Path(file[1]).stem])
+        found += [verdict] if verdict else []
     return found
 
 
