@@ -38,6 +38,7 @@ class Fault(StrEnum):
 
     EMPTY = "The answer was empty"
     CUT = "The answer was cut off before its end"
+    GARBLED = "The answer holds characters that are none"
     THINKING = "The model thought aloud and did not come to an answer"
     REFUSED = "The model refused"
     LOOP = "The answer repeats itself"
@@ -52,6 +53,7 @@ class Fault(StrEnum):
 _CHANGES = {
     Fault.EMPTY: "Answer with at least one sentence.",
     Fault.CUT: "Be brief.",
+    Fault.GARBLED: "Answer in plain text.",
     Fault.THINKING: "Do not reason; answer at once with the caption alone.",
     Fault.REFUSED: "It is enough to say plainly what can be seen: objects, clothing, pose, setting, light. Nobody is to be "
     "identified or judged.",
@@ -154,7 +156,7 @@ def ask_again(wish: Wish, ask: Ask, fault: Fault, tokens: int = 0) -> Ask:
         change = f"Use at most {most} words; leave the least important out."
     if fault is Fault.NO_SUBJECT:
         change = f"Call the main subject “{wish.class_word}”."
-    hotter = fault in (Fault.LOOP, Fault.REFUSED, Fault.EMPTY, Fault.THINKING)
+    hotter = fault in (Fault.LOOP, Fault.GARBLED, Fault.REFUSED, Fault.EMPTY, Fault.THINKING)
     return replace(
         ask,
         prompt=ask.prompt if change in ask.prompt else f"{ask.prompt} {change}",
