@@ -14,7 +14,6 @@ from lorapod.captioning.faults import (
     is_cut,
     is_garbled,
     loops,
-    refuses,
     says_nothing,
     speaks_of_the_image,
     stops_short,
@@ -25,6 +24,7 @@ from lorapod.captioning.runner import Accepted, AskAgain, Verdict
 from lorapod.captioning.trigger import place_trigger
 from lorapod.captioning.wording import Fault, Wish, ask_again, ask_for
 from lorapod.captioning.wrapping import unwrapped
+from lorapod.data.checks.refusals import refuses
 
 __all__ = ["Cleaned", "Judge", "clean", "is_cut", "loops", "place_trigger", "refuses", "speaks_of_the_image"]
 
@@ -111,10 +111,15 @@ def _prose(text: str) -> tuple[str, Fault | None]:
         return bare, Fault.ABOUT_THE_IMAGE
     if is_cut(bare) or stops_short(bare):
         return bare, Fault.CUT
-    words = [len(piece.split()) for piece in bare.rstrip(".").split(",")]
-    if len(words) >= _FEWEST_TAGS and sum(words) <= 2.5 * len(words) and max(words) <= 5 and ". " not in bare:
-        return bare, Fault.NOT_PROSE
-    return bare, None
+    return bare, Fault.NOT_PROSE if _looks_like_tags(bare) else None
+
+
+def _looks_like_tags(text: str) -> bool:
+    pieces = [piece.split() for piece in text.rstrip(".").split(",") if piece.strip()]
+    words = [len(piece) for piece in pieces]
+    if len(words) < _FEWEST_TAGS or ". " in text or max(words) > 5 or sum(words) > 2.5 * len(words):
+        return False
+    return sum(piece[0].casefold() in ("a", "an", "the") for piece in pieces) * 2 < len(pieces)
 
 
 def _tags(text: str) -> tuple[str, Fault | None]:

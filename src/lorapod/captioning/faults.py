@@ -10,12 +10,8 @@ import re
 from collections import Counter
 from itertools import pairwise
 
-_IMAGE = (
-    r"(?:image|picture|photo(?:graph)?|video(?: clip)?|clip|footage|illustration|artwork|screenshot|painting|drawing"
-    r"|render"
-    r"|animation)"
-)
-_VIEW = r"(?:scene|frame|shot|sequence)"
+_IMAGE = r"(?:image|picture|photo(?:graph)?|video(?: clip)?|clip|footage|screenshot)"
+_VIEW = r"(?:scene|frame|shot|sequence|illustration|artwork|painting|drawing|render|animation)"
 """What may be of the picture, or something in it."""
 _SHOWS = (
     r"(?:shows|depicts|features|captures|portrays|presents|displays|illustrates|contains|showcases|is showing"
@@ -36,7 +32,7 @@ _OPENING = re.compile(
     rf"|this is (?=an? (?:[\w-]+,? ){{0,6}}(?:{_IMAGE}|close-up|portrait|shot|view|selfie)\b)"
     rf"|the (?:main |central )?(?:subject|focus) of (?:this|the) {_IMAGE} is\s+"
     rf"|(?:depicted|shown|pictured|seen) (?:here|in (?:this|the) {_IMAGE}) (?:is|are)\s+"
-    r"|(?:we|you|one) (?:can )?sees?\s+)",
+    r"|(?:(?:we|you|one) can see|we see)\s+)",
     re.IGNORECASE,
 )
 _SENTENCE_BEGINS = r"(?:^|[.!?]\s+)"
@@ -51,47 +47,6 @@ _ABOUT = re.compile(
     rf"|this) {_IMAGE}\b",
     re.IGNORECASE,
 )
-
-_I_AM = r"(?:i['’]m|i am)(?: (?:really|very|truly|so|deeply|just|only))*"
-_CANNOT = r"(?:cannot|can['’]?t|can not|could ?n['’]?t|won['’]?t|will not|must not)"
-_TELL = (
-    r"(?:identify|assist|help|describe|describing|provide|continue|fulfil|caption|generate|create|comment|comply|engage"
-    r"|view|see|process|analy[sz]e)"
-)
-_REFUSAL = re.compile(
-    rf"^(?:(?:well|sure|but|hi|hello|hmm)[,!.] (?:but )?)?(?:{_I_AM} (?:sorry|afraid|unable|not (?:able|comfortable"
-    rf"|allowed|permitted|going)"
-    r"|programmed|designed|prohibited|(?:an?|your) (?:[\w-]+ ){0,3}(?:ai|assistant|language model)|going to have to"
-    r"|here to help)\b"
-    r"|sorry(?:,| but|!|\.|$)|my apologies\b|(?:i )?apolog(?:i[sz]e|ies)\b"
-    rf"|unfortunately,? (?:i\b|(?:this|the) {_IMAGE} {_CANNOT}|(?:this|the) (?:content|request)\b)"
-    rf"|i {_CANNOT}\b|i (?:do(?:n['’]?t| not)|did(?:n['’]?t| not)) (?:feel comfortable|see (?:an?|any|the) {_IMAGE}"
-    rf"|have the ability)"
-    r"|i(?:['’]d| would) (?:rather|prefer)(?: to)? not\b|i(?:['’]d prefer| would prefer) not\b"
-    r"|i must\b[^.]{0,30}\b(?:decline|refuse|avoid)"
-    rf"|i (?:would )?need (?:to see|you to (?:provide|upload|share|attach)|(?:an?|the) {_IMAGE})\b"
-    r"|as an? (?:[\w-]+ ){0,4}(?:ai|assistant|language model|model)\b"
-    rf"|unable to (?:{_TELL})\b|please (?:provide|upload|attach|share|send)\b"
-    rf"|(?:it (?:seems|looks|appears)(?: like| that| as if)? )?(?:(?:there (?:is|was)"
-    rf"|there['’]s) )?no {_IMAGE} (?:(?:was|is|has been) )?"
-    r"(?:provided|attached|uploaded|included|available|in your message)"
-    rf"|(?:it (?:seems|looks|appears)(?: like| that| as if)? )?you (?:haven['’]?t|have not|did(?:n['’]?t| not)) "
-    r"(?:provide|upload|attach|share|include)"
-    r"|(?:the |this |your )?(?:request|prompt|response|content|answer) (?:was |is |has been )?(?:blocked|declined"
-    r"|denied|refused|filtered)\b"
-    r"|content (?:policy|filter|warning)\b|\W*(?:refused|redacted|blocked|censored|declined)\W*$)",
-    re.IGNORECASE,
-)
-_REFUSAL_LATER = re.compile(
-    rf"(?:[.!?;]|,(?: but| and| so| which| as)?|\b(?:but|so|that))\s+(?:i {_CANNOT}|i(?:['’]m| am) (?:unable"
-    rf"|not able) to) {_TELL}\b"
-    r"|\b(?:i['’]m|i am) not comfortable\b"
-    r"|\b(?:violat(?:es?|ing)|(?:goes|go) against) (?:my|our|the) (?:[\w-]+ )?(?:guidelines|polic(?:y|ies)"
-    r"|programming|terms)\b",
-    re.IGNORECASE,
-)
-_SHORT = 400
-"""Letters of a text within which a refusal may also stand later than at its start."""
 
 _NOTHING = re.compile(
     r"^[\W_]*(?:(?:n/?a|none|null|nil|nan|unknown|undefined|untitled|image|picture|photo|video|clip|caption"
@@ -115,7 +70,9 @@ _CUT_END = re.compile(rf"(?:[,;:(\-–—]|\.\.\.|…|\b{_HANGS})$", re.IGNORECA
 _CUT_PREPOSITION = re.compile(rf"\b{_PREPOSITION}$", re.IGNORECASE)
 _SOMETHING_TO = re.compile(rf"\bto \w+ {_PREPOSITION}$", re.IGNORECASE)
 """“A toy to play with” is whole."""
-_ENDED = re.compile(r"[a-z]{4,}[.!?][\"”’')\]]*\s+[A-Z“\"]")
+_ENDED = re.compile(r"[a-z]{4,}[.!?][\"”’')\]]*\s+(?=[A-Z“\"])")
+_LEAST_OF_A_SENTENCE = 4
+"""Words of what may be a sentence without its end; “Close-up” is none."""
 _WHOLE_END = re.compile(r"(?:[.!?。！？][\"”’'»)\]*]*|[\"”’»)\]])$")
 
 
@@ -127,12 +84,6 @@ def says_nothing(text: str) -> bool:
 def is_garbled(text: str) -> bool:
     """Whether a text holds the mark of bytes that are no text, or control characters."""
     return any(letter == "\ufffd" or (letter < " " and letter not in "\t\n\r") for letter in text)
-
-
-def refuses(text: str) -> bool:
-    """Whether a text declines to be a caption."""
-    start = text.strip().lstrip("\"'“*[(")
-    return bool(_REFUSAL.match(start)) or (len(start) < _SHORT and bool(_REFUSAL_LATER.search(start)))
 
 
 def loops(text: str) -> bool:
@@ -196,4 +147,5 @@ def is_cut(text: str) -> bool:
 def stops_short(text: str) -> bool:
     """Whether the last of several sentences has no full stop where one before it has: of a model's answer, a cut."""
     end = text.rstrip()
-    return bool(_ENDED.search(end)) and not _WHOLE_END.search(end)
+    last = _ENDED.split(end)[-1]
+    return last != end and not _WHOLE_END.search(end) and len(last.split()) >= _LEAST_OF_A_SENTENCE

@@ -19,6 +19,14 @@ from lorapod.captioning.wording import Fault
 _MOST_LETTERS = 20_000
 """A longer answer is no caption, whatever it says."""
 
+_EMOJI = "\ufe0f\u200d" + "".join(map(chr, [*range(0x2600, 0x27C0), *range(0x1F300, 0x1FB00)]))
+_ALOUD = re.compile(
+    r"^(?:(?:okay|ok|alright|hmm|so|well|first|now|wait)[,.]? )*(?:(?:so )?the user (?:wants|asks|asked|is asking"
+    r"|has asked|needs|requested|provided|gave)\b|i (?:need|have) to (?:write|describe|caption|generate|create|come up)\b"
+    r"|let['’]?s (?:see|think|analy[sz]e|break)\b|let me (?:think|see|look|analy[sz]e|start by)\b)",
+    re.IGNORECASE,
+)
+"""How a model begins to think without the marks for it."""
 _INVISIBLE = re.compile("[\ufeff\u200b\u2060\u00ad]")
 _ENTITY = re.compile(r"&(?:amp|quot|lt|gt|apos|nbsp|#39|#34);")
 _TURN_BEGINS = re.compile(
@@ -36,6 +44,7 @@ _THINK = re.compile(rf"<(/?){_THINKING}>", re.IGNORECASE)
 _TAGGED = re.compile(
     r"^<(caption|answer|response|description|output|result|text|prompt|tags)>(.*)</\1>$", re.DOTALL | re.IGNORECASE
 )
+_HAS_HTML = re.compile(r"</[a-z][a-z1-6]*>|<(?:br|p)\s*/?>", re.IGNORECASE)
 _HTML = re.compile(r"</?(?:b|i|em|strong|u|span|div|p|br|h[1-6]|ul|ol|li)\s*/?>", re.IGNORECASE)
 _FENCED = re.compile(r"```[ \t]*(?:[a-z]+[ \t]*\n)?(.*?)```", re.DOTALL | re.IGNORECASE)
 _BOXED = re.compile(r"^\$?\\boxed\{(?:\\text\{)?(.*?)\}+\$?$", re.DOTALL)
@@ -43,7 +52,7 @@ _KEYS = ("caption", "description", "text", "prompt", "tags", "answer", "output",
 
 _NOUN = (
     r"(?:caption|description|tags?|prompt|answer|json|result|output|response|version|summary|rewrite|attempt|list|"
-    r"sentence|paragraph)s?"
+    r"sentence|paragraph|one)s?"
 )
 _LABEL = (
     r"(?:(?:image|video|picture|photo|clip|scene|training|suggested|short(?:ened)?|medium|long|detailed|brief|concise"
@@ -51,7 +60,7 @@ _LABEL = (
     r"final|revised|updated|new|generated|dataset|natural[ -]language|improved|proposed|alt|(?:one|single)-sentence"
     r"|plain)[ -])"
     r"{0,3}(?:caption|description|prompt|tags|answer|output|response|result|summary|assistant|alt text)"
-    r"(?:\s*\([^)\n]{0,40}\))?"
+    r"(?: (?:of|for|to) [^:\n]{0,50})?(?:\s*\([^)\n]{0,40}\))?"
 )
 _ASSENT = (
     r"(?:sure(?: thing)?|certainly|of course|absolutely|okay|ok|alright|all right|got it|understood|great|yes"
@@ -70,18 +79,32 @@ _PREAMBLES = (
         re.IGNORECASE,
     ),
     re.compile(r"^here (?:you go|it is|we go)\s*[:!.]\s*", re.IGNORECASE),
+    # “Let me describe this image:”, “The caption for this image is:”
+    re.compile(
+        r"^(?:(?:let me|i would|i['’]d|i['’]ll|i will) (?:describe|caption|say)\b[^:\n]{0,60}:\s*"
+        r"|(?:the|my|a|your|one) (?:[\w-]+ ){0,2}?(?:caption|description|prompt)s?(?: (?:of|for"
+        r"|to) [^:\n]{0,50}?)?"
+        r"(?: (?:is|are|could be|would be|might be|can be))?(?: as follows)?\s*:\s*)",
+        re.IGNORECASE,
+    ),
     # “Caption:”, “**Short description**” as a heading, “Description - ...”
     re.compile(rf"^#{{0,6}}\s*[*_]{{0,2}}{_LABEL}[*_]{{0,2}}\s*(?::[*_]{{0,2}}\s*|[ \t][-–—][ \t]|\n)", re.IGNORECASE),
 )
 _RULE = re.compile(r"^[ \t]*(?:-{3,}|\*{3,}|_{3,}|={3,})[ \t]*$", re.MULTILINE)
 _QUOTE_MARK = re.compile(r"^[ \t]*>[ \t]?", re.MULTILINE)
+_CLOSINGS = (
+    r"(?:please )?let me know\b",
+    r"(?:i )?hope (?:this|that|it)\b",
+    r"would you like\b|feel free to\b|is there anything else\b",
+    r"if you(?:['’]d| would| need| want)\b[^.]*\blet me know",
+    r"note(?: that|:)[^\n]*\b(?:caption|description|trigger|request|left out|omitted|avoided)",
+    r"this (?:caption|description|prompt)\b",
+    r"(?:word|token|character) count\b|(?:tags|keywords|hashtags):|end\]?$",
+    r"(?:#\w+[ \t]*){2,}$",
+)
 _CLOSING = re.compile(
-    r"(?:\s*\n|(?<=[.!?\"”])\s)\s*[*_(\[]*(?:(?:please )?let me know\b|i hope (?:this|that)\b|would you like\b"
-    r"|feel free to\b"
-    r"|if you(?:['’]d| would| need| want)\b[^.]*\blet me know|note(?: that|:)[^\n]*\b(?:caption|description|trigger"
-    r"|request|left out"
-    r"|omitted|avoided)|this (?:caption|description|prompt)\b|(?:word|token|character) count\b)[^\n]*$"
-    r"|\s*[(\[](?:word count:?\s*)?(?:about |~|≈)?\d+ (?:words|tokens|characters)[)\]]\.?$",
+    rf"(?:\s*\n|(?<=[.!?\"”])\s)\s*[*_(\[]*(?:{'|'.join(_CLOSINGS)})[^\n]*$"
+    r"|\s*[(\[](?:(?:word count|(?:caption )?length):?\s*)?(?:about |~|≈)?\d+ (?:words|tokens|characters)[)\]]\.?$",
     re.IGNORECASE,
 )
 _BULLET = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+")
@@ -129,7 +152,7 @@ def _without_thoughts(text: str) -> tuple[str, Fault | None]:
     bare = _THOUGHT.sub("", text).strip()
     marks = list(_THINK.finditer(bare))
     if not marks:
-        return bare, None
+        return bare, Fault.THINKING if _ALOUD.match(bare) else None
     after = bare[marks[-1].end() :].strip()
     return (after, None) if marks[-1][1] and after else (bare, Fault.THINKING)
 
@@ -144,6 +167,8 @@ def _opened(text: str, unit: Unit) -> tuple[str, Fault | None]:
         bare = blocks[0].strip()
     boxed = _BOXED.match(bare)
     bare = boxed[1].strip() if boxed else bare
+    leading = re.match(r"[^{\[\n]{0,80}[:\n]\s*(?=[{\[])", bare)
+    bare = bare[leading.end() :] if leading and bare[-1:] in "}]" else bare
     if bare[:1] in "{[" and bare[-1:] in "}]" and bare:
         parsed = _parsed(bare)
         if parsed is not None:
@@ -151,7 +176,7 @@ def _opened(text: str, unit: Unit) -> tuple[str, Fault | None]:
             return (found, None) if found is not None else (" ".join(bare.split()), Fault.LIST)
     elif re.match(r"\{\s*\"\w+\"\s*:", bare):
         return " ".join(bare.split()), Fault.CUT
-    return re.sub(r" {2,}", " ", _HTML.sub(" ", bare)).strip(), None
+    return re.sub(r" {2,}", " ", _HTML.sub(" ", bare)).strip() if _HAS_HTML.search(bare) else bare, None
 
 
 def _parsed(text: str) -> Any:
@@ -186,6 +211,7 @@ def _without_words_around(text: str) -> str:
     for _ in range(6):
         before = bare
         bare = unquoted(_QUOTE_MARK.sub("", bare).strip())
+        bare = bare.strip(_EMOJI + " \n") or bare
         for pattern in _PREAMBLES:
             after = pattern.sub("", bare, count=1).strip()
             bare = after or bare
