@@ -66,5 +66,5 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/.torch
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/.torch
 	@echo "Installing lorapod with its engine and the tools of its developers"
-	@$(PIP) install -e '.[engine,optimizers,dev]'
+	@$(PIP) install -e '.[engine,optimizers,captions,tagger,dev]'
 	@touch $@ $(VENV)/.installed

@@ -227,17 +227,78 @@ def test_rounding_to_bfloat16_is_torchs(tmp_path: Path) -> None:
 
 
 def test_what_would_change_is_refused(tmp_path: Path) -> None:
-    made = halves("lora_unet_double_blocks_0_img_attn_qkv", 96, 32) | halves(
-        "lora_unet_single_blocks_0_linear2", 32, 160
-    )
-    save_file(
-        made | {"lora_unet_double_blocks_0_img_attn_qkv.dora_scale": torch.ones(96, 1)}, tmp_path / "dora.safetensors"
-    )
-    save_file(made | halves("lora_unet_final_layer_adaLN_modulation_1", 64, 32), tmp_path / "final.safetensors")
-    for name, words in (("dora", "more than"), ("final", "final_layer.adaLN_modulation.1")):
-        with pytest.raises(AdapterError, match=words):
-            lora_convert.convert(tmp_path / f"{name}.safetensors", tmp_path / "out.safetensors", LoraFormat.DIFFUSERS)
+    made = halves("lora_unet_double_blocks_0_img_attn_qkv", 96, 32)
+    wrong = {
+        "columns": made | {"lora_unet_double_blocks_0_img_attn_qkv.dora_scale": torch.ones(1, 32)},
+        "final": made | halves("lora_unet_final_layer_adaLN_modulation_1", 64, 32),
+        "more": made | {"lora_unet_double_blocks_0_img_attn_qkv.diff": torch.ones(96, 32)},
+        "lokr": {
+            "diffusion_model.double_blocks.0.img_attn.qkv.lokr_w1": torch.ones(12, 4),
+            "diffusion_model.double_blocks.0.img_attn.qkv.lokr_w2": torch.ones(8, 8),
+        },
+    }
+    said = {
+        "columns": "not of the layer's rows",
+        "final": "final_layer.adaLN_modulation.1",
+        "more": "more than",
+        "lokr": "qkv",
+    }
+    for name, tensors in wrong.items():
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+        with pytest.raises(AdapterError, match=said[name]):
+            lora_convert.convert(
+                tmp_path / f"{name}.safetensors", tmp_path / "out.safetensors", LoraFormat.COMFYUI, "flux"
+            )
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_dora_goes_with_the_rows_of_its_layers(tmp_path: Path) -> None:
+    """kohya's fused FLUX.1 into diffusers' parts and back."""
+    key, lengths = "lora_unet_double_blocks_0_img_attn_qkv", torch.arange(96.0)[:, None]
+    save_file(halves(key, 96, 32) | {f"{key}.dora_scale": lengths}, tmp_path / "dora.safetensors")
+    lora_convert.convert(tmp_path / "dora.safetensors", tmp_path / "parts.safetensors", LoraFormat.DIFFUSERS, "flux")
+    parts = load_file(tmp_path / "parts.safetensors")
+    stem = "transformer.transformer_blocks.0.attn"
+    assert torch.equal(parts[f"{stem}.to_k.lora_magnitude_vector"], torch.arange(32.0, 64.0))
+    lora_convert.convert(tmp_path / "parts.safetensors", tmp_path / "back.safetensors", LoraFormat.KOHYA, "flux")
+    assert torch.equal(load_file(tmp_path / "back.safetensors")[f"{key}.dora_scale"], lengths)
+    del parts[f"{stem}.to_v.lora_magnitude_vector"]
+    save_file(parts, tmp_path / "some.safetensors")
+    with pytest.raises(AdapterError, match=r"img_attn\.qkv cannot be converted"):
+        lora_convert.convert(tmp_path / "some.safetensors", tmp_path / "x.safetensors", LoraFormat.KOHYA, "flux")
+
+
+WHOLE = {
+    "lokr_w1": torch.arange(16.0).view(4, 4), "lokr_w2_a": torch.ones(8, 2), "lokr_w2_b": torch.ones(2, 8),
+    "alpha": torch.tensor(1.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("family", "comfyui", "kohya"),
+    [
+        ("sdxl", "lora_unet_mid_block_attentions_0_proj_in", "lora_unet_mid_block_attentions_0_proj_in"),
+        (
+            "qwen_image",
+            "diffusion_model.transformer_blocks.0.img_mlp.net.2",
+            "lora_unet_transformer_blocks_0_img_mlp_net_2",
+        ),
+        ("wan", "diffusion_model.blocks.0.cross_attn.k_img", "lora_unet_blocks_0_cross_attn_k_img"),
+        ("flux", "transformer.transformer_blocks.0.attn.to_out.0", "lora_unet_double_blocks_0_img_attn_proj"),
+    ],
+)
+def test_a_lokr_is_renamed_both_ways(tmp_path: Path, family: str, comfyui: str, kohya: str) -> None:
+    save_file({f"{comfyui}.{part}": value for part, value in WHOLE.items()}, tmp_path / "a.safetensors")
+    lora_convert.convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", LoraFormat.KOHYA, family)
+    lora_convert.convert(tmp_path / "b.safetensors", tmp_path / "c.safetensors", LoraFormat.COMFYUI, family)
+    for path, key in (("b", kohya), ("c", comfyui)):
+        found = load_file(tmp_path / f"{path}.safetensors")
+        assert found.keys() == {f"{key}.{part}" for part in WHOLE}
+        assert all(torch.equal(found[f"{key}.{part}"], value) for part, value in WHOLE.items())
+    with pytest.raises(AdapterError, match="no layout of diffusers"):
+        lora_convert.convert(tmp_path / "a.safetensors", tmp_path / "d.safetensors", LoraFormat.DIFFUSERS, family)
+    with pytest.raises(AdapterError, match="holds a LoKr"):  # what computes with a LoRA's halves
+        lora_convert.read(tmp_path / "a.safetensors", family)
 
 
 def test_the_command_writes_beside_the_file_and_never_over_one(tmp_path: Path) -> None:

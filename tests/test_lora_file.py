@@ -151,6 +151,29 @@ def test_nan_zero_and_missing_halves_are_warned_of(tmp_path: Path) -> None:
     json.dumps(info.to_json(), allow_nan=False)
 
 
+def test_other_kinds_are_measured_where_that_is_known(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+
+    def made(*shape: int) -> Any:
+        return random.standard_normal(shape).astype(np.float32)
+
+    hada = {"hada_w1_a": made(12, 3), "hada_w1_b": made(3, 10), "hada_w2_a": made(12, 3), "hada_w2_b": made(3, 10)}
+    lokr = {"lokr_w1": made(3, 2), "lokr_w2_a": made(4, 2), "lokr_w2_b": made(2, 5)}
+    layers = {"layers.0.attention.to_q": hada, "layers.1.attention.to_q": lokr,
+              "layers.2.attention.to_q": {"oft_blocks": made(3, 4, 4)}}  # fmt: skip
+    tensors = {f"diffusion_model.{m}.{part}": value for m, parts in layers.items() for part, value in parts.items()}
+    tensors["diffusion_model.layers.1.attention.to_q.alpha"] = np.array(1.0, np.float32)
+    save_file(tensors, tmp_path / "a.safetensors")
+    info = inspect(tmp_path / "a.safetensors")
+    norms = {module.name: module.norm for module in info.modules}
+    product = (hada["hada_w1_a"] @ hada["hada_w1_b"]) * (hada["hada_w2_a"] @ hada["hada_w2_b"])
+    assert norms["layers.0.attention.to_q"] == pytest.approx(np.linalg.norm(product), rel=1e-5)
+    kron = np.kron(lokr["lokr_w1"], lokr["lokr_w2_a"] @ lokr["lokr_w2_b"]) / 2  # alpha / rank
+    assert norms["layers.1.attention.to_q"] == pytest.approx(np.linalg.norm(kron), rel=1e-5)
+    assert norms["layers.2.attention.to_q"] is None
+    assert (info.format, info.family, info.warnings) == ("comfyui", "z_image", ())
+
+
 def test_untrained_file_is_said_to_change_nothing(tmp_path: Path) -> None:
     save_file({"x.0.lora_A.weight": DOWN, "x.0.lora_B.weight": UP * 0}, tmp_path / "a.safetensors")
     assert "changes nothing" in inspect(tmp_path / "a.safetensors").warnings[0]

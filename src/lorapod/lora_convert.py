@@ -3,8 +3,9 @@
 Between, everything is in diffusers' names with the scale (alpha / rank) beside it. What the file does is kept: a layer
 that the original checkpoint fuses is cut into parts with the same A and the rows of B; parts are fused by stacking A and
 setting B diagonally, at the sum of their ranks (or at their own rank, if A is the same in all of them). Where a layout
-has no alpha the scale goes into B. Tensors keep their type. Not covered: DoRA, LoKr, LoHa, and layers outside the blocks
-whose weights the layouts order differently; they are refused by name.
+has no alpha the scale goes into B. Tensors keep their type. DoRA's magnitude, which is of rows, goes with them. LoKr, LoHa
+and OFT are renamed between ComfyUI's and kohya's layouts; their factors belong to a whole layer, so that one which the
+layouts cut differently is refused by name, as are layers outside the blocks whose weights the layouts order differently.
 """
 
 from __future__ import annotations
@@ -20,7 +21,16 @@ from numpy.typing import NDArray
 
 from lorapod.errors import AdapterError
 from lorapod.files import written_whole
-from lorapod.lora_file import diffusers_alpha, family_of, halves_of, make_reproducible, no_lora, read_header, values_of
+from lorapod.lora_file import (
+    diffusers_alpha,
+    family_of,
+    halves_of,
+    is_whole,
+    make_reproducible,
+    no_lora,
+    read_header,
+    values_of,
+)
 from lorapod.lora_names import flux, kohya, wan
 from lorapod.recipe.schema import LoraFormat
 
@@ -46,6 +56,7 @@ class Layer:
         up: B, (o, r), or (o, r, 1, 1).
         scale: alpha / rank.
         dtype: Type in the file, as safetensors names it.
+        magnitude: Of DoRA, (o,): the length that each row of the changed weight is brought to.
     """
 
     component: str
@@ -54,6 +65,7 @@ class Layer:
     up: NDArray[np.float32]
     scale: float
     dtype: str
+    magnitude: NDArray[np.float32] | None = None
 
     @property
     def rank(self) -> int:
@@ -61,35 +73,59 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class WholeLayer:
+    """One layer of a LoKr, LoHa or OFT.
+
+    Attributes:
+        module: Its name in diffusers.
+        parts: Tensors by LyCORIS' names (`lokr_w1`, `hada_w1_a`, `oft_blocks`, `alpha`) with their types.
+    """
+
+    component: str
+    module: str
+    parts: dict[str, tuple[NDArray[np.float32], str]]
+
+
+@dataclass(frozen=True)
 class Lora:
-    """A LoRA file in diffusers' names."""
+    """An adapter file in diffusers' names.
+
+    Attributes:
+        layers: Those of a LoRA or DoRA.
+        others: Those of other kinds.
+    """
 
     family: str
     layers: tuple[Layer, ...]
     metadata: dict[str, str]
+    others: tuple[WholeLayer, ...] = ()
 
 
-def read(path: Path, family: str | None = None) -> Lora:
+def read(path: Path, family: str | None = None, every_kind: bool = False) -> Lora:
     """Reads a LoRA file of any layout.
 
     Args:
         family: Architecture of its base model, where the file does not tell.
+        every_kind: DoRA, LoKr, LoHa and OFT too; else they are refused, since arithmetic on factors means a LoRA's.
 
     Raises:
         AdapterError: No LoRA, of a family that is not known, or it holds what cannot be converted; all named.
     """
     header = read_header(path)
     halves = halves_of(header.tensors)
-    if not halves.down or not halves.up:
+    whole_parts = halves.parts if every_kind and all(map(is_whole, halves.parts.values())) else {}
+    if not (halves.down and halves.up) and not whole_parts:
         raise no_lora(path, list(header.tensors))
-    family = family or family_of(header.metadata, [*halves.down, *halves.up])
+    family = family or family_of(header.metadata, [*halves.down, *halves.up, *whole_parts])
     if family is None:
         raise AdapterError(
             f"It cannot be told which base model {path.name} is for",
             "Neither its metadata nor the names of its layers say so.",
             "Say it with --family; `lorapod lora inspect --keys` lists its layers.",
         )
-    odd = [*halves.others, *(halves.down.keys() ^ halves.up.keys())]
+    magnitudes = {m: k for m, k in halves.magnitudes.items() if every_kind and m in halves.down}
+    odd = [*(set(halves.others) - set(magnitudes.values())), *(halves.down.keys() ^ halves.up.keys())]
+    odd += [key for parts in halves.parts.values() for key in parts.values() if not whole_parts]
     if odd:
         raise AdapterError(
             f"{path.name} holds more than a LoRA's two halves and alpha",
@@ -109,11 +145,59 @@ def read(path: Path, family: str | None = None) -> Lora:
         alpha = float(stored.reshape(())) if stored is not None else declared
         rank = down.shape[0]
         component, module = _place_of(name)
+        long = values_of(header.tensors[magnitudes[name]], data) if name in magnitudes else None
         whole = Layer(component, module, down.astype(np.float32), up.astype(np.float32),
-                      1.0 if alpha is None else alpha / rank, _dtype(header.tensors[key].dtype))  # fmt: skip
+                      1.0 if alpha is None else alpha / rank, _dtype(header.tensors[key].dtype),
+                      None if long is None else _of_rows(long, up.shape[0], name))  # fmt: skip
         layers += _in_parts(whole, family)
+    others = []
+    for name, keys in whole_parts.items():
+        if name in halves.alphas:
+            keys = {**keys, "alpha": halves.alphas[name]}
+        component, module = _place_of(name)
+        others.append(WholeLayer(component, _whole_name(component, module, family), {
+            part: (_values(header.tensors[key], data, key), _dtype(header.tensors[key].dtype)) for part, key in keys.items()
+        }))  # fmt: skip
     metadata = {k: v for k, v in header.metadata.items() if k != "lora_adapter_metadata"}
-    return Lora(family, tuple(layers), metadata)
+    return Lora(family, tuple(layers), metadata, tuple(others))
+
+
+def _of_rows(magnitude: NDArray[np.float64], rows: int, name: str) -> NDArray[np.float32]:
+    """A magnitude (o,), which files have as (o, 1) too.
+
+    Raises:
+        AdapterError: It is of columns.
+    """
+    if magnitude.size != rows or magnitude.shape[0] != rows:
+        raise AdapterError(
+            f"The DoRA's magnitude of {name} is not of the layer's rows",
+            f"It is {list(magnitude.shape)} for {rows} rows; files of old versions of LyCORIS have one of columns.",
+            "It cannot be converted; use it in the layout that it has.",
+        )
+    return magnitude.reshape(rows).astype(np.float32)
+
+
+def _values(tensor: Any, data: Any, key: str) -> NDArray[np.float32]:
+    values = values_of(tensor, data)
+    if values is None:
+        raise AdapterError(f"A tensor is of a type that is not converted ({tensor.dtype})", f"It is {key}.", "")
+    return values.astype(np.float32)
+
+
+def _whole_name(component: str, module: str, family: str) -> str:
+    """diffusers' name of a layer that is one in every layout."""
+    if component != "denoiser" or family not in ("flux", "z_image", "wan"):
+        return module
+    if family == "wan":
+        return wan.diffusers_name(module)
+    parts = flux.parts_of(module)
+    if len(parts) > 1:
+        raise AdapterError(
+            f"The layer {module} cannot be converted",
+            "It is several layers in diffusers, and the factors of a LoKr, LoHa or OFT are of all of them together.",
+            "Use the file in the layout that it has.",
+        )
+    return parts[0]
 
 
 def convert(source: Path, target: Path, format: LoraFormat, family: str | None = None) -> Lora:
@@ -126,7 +210,7 @@ def convert(source: Path, target: Path, format: LoraFormat, family: str | None =
         AdapterError: It cannot be read, or its family has no such layout.
         DiskError: No space.
     """
-    lora = read(source, family)
+    lora = read(source, family, every_kind=True)
     write(lora, target, format)
     return lora
 
@@ -181,7 +265,9 @@ def _in_parts(whole: Layer, family: str) -> Iterator[Layer]:
         ) from error
     ends = np.cumsum(sizes)
     for part, end, size in zip(parts, ends, sizes, strict=True):
-        yield replace(whole, module=part, up=whole.up[end - size : end])
+        rows = slice(end - size, end)
+        magnitude = None if whole.magnitude is None else whole.magnitude[rows]
+        yield replace(whole, module=part, up=whole.up[rows], magnitude=magnitude)
 
 
 def _is_diffusers(module: str) -> bool:
@@ -213,9 +299,36 @@ def _tensors(lora: Lora, format: LoraFormat) -> Iterator[tuple[str, tuple[NDArra
         else:
             yield f"{key}.lora_A.weight", (layer.down, layer.dtype)
             yield f"{key}.lora_B.weight", (layer.up * np.float32(layer.scale), layer.dtype)
+        if layer.magnitude is not None and format is LoraFormat.DIFFUSERS:
+            yield f"{key}.lora_magnitude_vector", (layer.magnitude, layer.dtype)
+        elif layer.magnitude is not None:
+            yield f"{key}.dora_scale", (layer.magnitude[:, None], layer.dtype)
+    for other in lora.others:
+        yield from _whole_tensors(other, lora.family, format)
 
 
-def _key(layer: Layer, family: str, format: LoraFormat) -> str:
+def _whole_tensors(
+    layer: WholeLayer, family: str, format: LoraFormat
+) -> Iterator[tuple[str, tuple[NDArray[np.float32], str]]]:
+    if format is LoraFormat.DIFFUSERS:
+        raise AdapterError(
+            "LoKr, LoHa and OFT have no layout of diffusers", "Its loaders read LoRA and DoRA alone.", ""
+        )
+    if format is LoraFormat.KOHYA and family == "flux":
+        whole = flux.fused_of(layer.module)
+        if whole is None or len(flux.parts_of(whole)) > 1:
+            raise AdapterError(
+                f"The layer {layer.module} cannot be converted",
+                "In kohya's layout it is a part of a larger layer, and its factors are of the part alone.",
+                "Use `comfyui`.",
+            )
+        layer = replace(layer, module=whole)
+    key = _key(layer, family, format)
+    for part, value in layer.parts.items():
+        yield f"{key}.{part}", value
+
+
+def _key(layer: Layer | WholeLayer, family: str, format: LoraFormat) -> str:
     module = layer.module
     if layer.component in _TEXT_ENCODERS:
         is_diffusers = format is LoraFormat.DIFFUSERS
@@ -250,6 +363,7 @@ def _fused(layers: tuple[Layer, ...]) -> Iterator[Layer]:
     for whole, members in groups.items():
         parts = flux.parts_of(whole)
         first = next(iter(members.values()))
+        magnitude = _fused_magnitude(whole, [members.get(part) for part in parts])
         if len(parts) == 1:
             yield replace(first, module=whole)
             continue
@@ -257,7 +371,8 @@ def _fused(layers: tuple[Layer, ...]) -> Iterator[Layer]:
         ups = [members[part].up * np.float32(members[part].scale) if part in members else None for part in parts]
         same = len(members) == len(parts) and all(np.array_equal(each.down, first.down) for each in members.values())
         if same and len({each.scale for each in members.values()}) == 1:
-            yield replace(first, module=whole, up=np.concatenate([members[part].up for part in parts]))
+            up = np.concatenate([members[part].up for part in parts])
+            yield replace(first, module=whole, up=up, magnitude=magnitude)
             continue
         rank = sum(member.rank for member in members.values())
         up = np.zeros((sum(sizes), rank), np.float32)
@@ -268,7 +383,21 @@ def _fused(layers: tuple[Layer, ...]) -> Iterator[Layer]:
                 column += found.shape[1]
             row += size
         down = np.concatenate([members[part].down for part in parts if part in members])
-        yield Layer("denoiser", whole, down, up, 1.0, first.dtype)
+        yield Layer("denoiser", whole, down, up, 1.0, first.dtype, magnitude)
+
+
+def _fused_magnitude(whole: str, members: list[Layer | None]) -> NDArray[np.float32] | None:
+    """DoRA's magnitude of a fused layer; None for a LoRA."""
+    found = [member.magnitude for member in members if member is not None and member.magnitude is not None]
+    if not found:
+        return None
+    if len(found) < len(members):
+        raise AdapterError(
+            f"The layer {whole} cannot be converted",
+            "Some of its parts have no DoRA, and their rows would need the length that the base model's have.",
+            "Use `comfyui` or `diffusers`.",
+        )
+    return np.concatenate(found)
 
 
 def write_tensors(path: Path, tensors: dict[str, tuple[NDArray[np.float32], str]], metadata: dict[str, str]) -> None:

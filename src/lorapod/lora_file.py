@@ -2,8 +2,8 @@
 
 `inspect` reads any of the key layouts in use (ComfyUI, diffusers, kohya) and measures how much each block is changed.
 `metadata_for` makes the header's text entries, `make_reproducible` puts them in a fixed order. The engine writes the
-tensors. Not covered: LoKr, LoHa and other adapters (refused by name), the magnitude of DoRA (norms leave it out), 8-bit
-tensors (listed, not measured).
+tensors. LoKr, LoHa and OFT are read too; how much OFT changes depends on the base model and is not measured. Not covered:
+other adapters (refused by name), the magnitude of DoRA (norms leave it out), 8-bit tensors (listed, not measured).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from hashlib import sha256
@@ -26,7 +26,7 @@ import tomlkit
 from lorapod import __version__
 from lorapod.errors import AdapterError
 from lorapod.files import sha256_of, written_whole
-from lorapod.recipe.schema import Recipe
+from lorapod.recipe.schema import AdapterKind, Recipe
 
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors format
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
@@ -40,7 +40,15 @@ _BLOCK = re.compile(r"^(.+?)[._](\d+)(?:[._]|$)")
 LoraLayout = Literal["comfyui", "diffusers", "kohya"]
 """How the keys are named: `diffusion_model.x.lora_A`, `transformer.x.lora_A` (or bare), `lora_unet_x.lora_down`."""
 
+_PART = re.compile(r"(?P<module>.+)\.(?P<part>lokr_w[12](?:_[ab])?|hada_w[12]_[ab]|oft_blocks)")
+_MAGNITUDE = re.compile(r"(?P<module>.+)\.(?:dora_scale|lora_magnitude_vector(?:\.default)?(?:\.weight)?)")
+_MOST_KHATRI_RAO = 1024
+"""Columns of the factors that the norm of a LoHa is computed from: the square of its rank."""
+
 _OTHER_ADAPTERS = {"lokr_": "LoKr", "hada_": "LoHa", "oft_": "OFT", "glora": "GLoRA", "ia3": "IA3"}
+
+_NETWORKS = dict.fromkeys((AdapterKind.LOKR, AdapterKind.LOHA, AdapterKind.OFT), "lycoris.kohya")
+"""Kind of adapter to the network module that sd-scripts would name."""
 
 _ARCHITECTURES = {
     "z_image": "Z-Image",
@@ -160,6 +168,8 @@ class _Halves(NamedTuple):
     up: dict[str, str]  # module to key of B
     alphas: dict[str, str]
     others: list[str]  # keys that are none of these
+    parts: dict[str, dict[str, str]]  # module to the keys of a LoKr, LoHa or OFT by their names
+    magnitudes: dict[str, str]  # module to the key of DoRA's magnitude, which is among the others too
 
 
 def inspect(path: Path) -> LoraInfo:
@@ -173,14 +183,14 @@ def inspect(path: Path) -> LoraInfo:
     """
     header = read_header(path)
     halves = halves_of(header.tensors)
-    if not halves.down and not halves.up:
+    if not (halves.down or halves.up or halves.parts) or not all(map(is_whole, halves.parts.values())):
         raise no_lora(path, list(header.tensors))
     data = np.memmap(path, dtype=np.uint8, mode="r")
     declared_alpha = diffusers_alpha(header.metadata)
     modules = tuple(
         _module(name, header.tensors, halves, data, declared_alpha) for name in halves.down if name in halves.up
-    )
-    metadata, names = header.metadata, [*halves.down, *halves.up]
+    ) + tuple(_lycoris_module(name, header.tensors, halves, data) for name in halves.parts)
+    metadata, names = header.metadata, [*halves.down, *halves.up, *halves.parts]
     family = family_of(metadata, names)
     steps = metadata.get("ss_steps") or metadata.get("ss_max_train_steps") or ""
     return LoraInfo(
@@ -235,7 +245,7 @@ def metadata_for(
         "ss_base_model_version": family,
         "ss_sd_model_name": base_name,
         "ss_sd_model_hash": base_model_hash,
-        "ss_network_module": "networks.lora",
+        "ss_network_module": _NETWORKS.get(recipe.adapter.kind, "networks.lora"),
         "ss_network_dim": recipe.adapter.rank,
         "ss_network_alpha": recipe.alpha,
         "ss_network_dropout": recipe.adapter.dropout,
@@ -335,16 +345,27 @@ def _tensor(spec: dict[str, Any], offset: int) -> _Tensor:
 
 
 def halves_of(tensors: Mapping[str, _Tensor]) -> _Halves:
-    found = _Halves({}, {}, {}, [])
+    found = _Halves({}, {}, {}, [], {}, {})
     for key in tensors:
         if match := _HALF.fullmatch(key):
             half = found.down if match["half"] in ("A", "down") else found.up
             half[match["module"]] = key
         elif key.endswith(".alpha"):
             found.alphas[key.removesuffix(".alpha")] = key
+        elif match := _PART.fullmatch(key):
+            found.parts.setdefault(match["module"], {})[match["part"]] = key
         else:
+            if match := _MAGNITUDE.fullmatch(key):
+                found.magnitudes[match["module"]] = key
             found.others.append(key)
     return found
+
+
+def is_whole(parts: Collection[str]) -> bool:
+    """Whether these tensors are all of a LoKr, LoHa or OFT."""
+    if any(part.startswith("lokr") for part in parts):
+        return all(f"lokr_w{i}" in parts or {f"lokr_w{i}_a", f"lokr_w{i}_b"} <= set(parts) for i in (1, 2))
+    return "oft_blocks" in parts or len(parts) == 4  # a LoHa has four
 
 
 def _module(
@@ -368,6 +389,42 @@ def _module(
     # Convolutions are (r, i, kh, kw) and (o, r, 1, 1); flattened they are the same two factors.
     norm = _product_norm(a.reshape(rank, -1), b.reshape(-1, rank)) * abs(alpha) / rank
     return LoraModule(plain, block, rank, alpha, norm)
+
+
+def _lycoris_module(name: str, tensors: Mapping[str, _Tensor], halves: _Halves, data: Any) -> LoraModule:
+    """A layer of a LoKr, LoHa or OFT."""
+    plain, keys = _PREFIX.sub("", name), halves.parts[name]
+    found = {part: values_of(tensors[key], data) for part, key in keys.items()}
+    values = {part: value for part, value in found.items() if value is not None}
+    inner = next((part for part in ("hada_w1_b", "lokr_w2_b", "lokr_w1_b") if part in keys), None)
+    rank = tensors[keys[inner]].shape[0] if inner else max(tensors[key].shape[-1] for key in keys.values())
+    stored = values_of(tensors[halves.alphas[name]], data) if name in halves.alphas else None
+    alpha = float(stored.reshape(())) if stored is not None and inner else float(rank)
+    norm = _lycoris_norm(values) if len(values) == len(keys) else None
+    return LoraModule(plain, _block_of(plain), rank, alpha, None if norm is None else norm * abs(alpha) / rank)
+
+
+def _lycoris_norm(parts: Mapping[str, np.ndarray[Any, Any]]) -> float | None:
+    """Frobenius norm of a LoKr's or LoHa's product; None where it is not computed.
+
+    |kron(a, b)| = |a| |b|; the element-wise product of two products is one of the row-wise Kronecker products of factors.
+    """
+    if "oft_blocks" in parts:
+        return None
+    if "hada_w1_a" in parts:
+        if parts["hada_w1_b"].shape[0] ** 2 > _MOST_KHATRI_RAO:
+            return None
+        left = np.einsum("or,os->ors", parts["hada_w1_a"], parts["hada_w2_a"])
+        right = np.einsum("ri,si->rsi", parts["hada_w1_b"], parts["hada_w2_b"])
+        return _product_norm(right.reshape(-1, right.shape[-1]), left.reshape(left.shape[0], -1))
+    norm = 1.0
+    for name in ("lokr_w1", "lokr_w2"):
+        norm *= (
+            float(np.linalg.norm(parts[name]))
+            if name in parts
+            else _product_norm(parts[f"{name}_b"].reshape(len(parts[f"{name}_b"]), -1), parts[f"{name}_a"])
+        )
+    return norm
 
 
 def _product_norm(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
@@ -409,7 +466,11 @@ def _warnings(
 def no_lora(path: Path, keys: Sequence[str]) -> AdapterError:
     kind = next((kind for part, kind in _OTHER_ADAPTERS.items() if any(part in key for key in keys)), None)
     if kind:
-        return AdapterError(f"{path} holds a {kind}, not a LoRA", "", "Only LoRA files can be read so far.")
+        return AdapterError(
+            f"{path} holds a {kind}, not a LoRA",
+            "It is of a kind that is not read, or some of its tensors are missing.",
+            "LoRA, DoRA, LoKr, LoHa and OFT can be read.",
+        )
     return AdapterError(
         f"{path} holds no LoRA",
         f"None of its {len(keys)} keys names a LoRA half; they look like {_some(list(keys))}.",
@@ -429,7 +490,7 @@ def family_of(metadata: Mapping[str, str], names: Sequence[str]) -> str | None:
 
 
 def _format(halves: _Halves) -> LoraLayout:
-    keys = [*halves.down.values(), *halves.up.values()]
+    keys = [*halves.down.values(), *halves.up.values(), *(key for p in halves.parts.values() for key in p.values())]
     if any(key.startswith("diffusion_model.") for key in keys):
         return "comfyui"
     return "kohya" if any(".lora_down." in key or key.startswith("lora_") for key in keys) else "diffusers"
@@ -470,6 +531,7 @@ def _without_folders(recipe_text: str) -> str:
         if key in base and PurePath(base[key]).is_relative_to(Path.home()):
             base[key] = str("~" / PurePath(base[key]).relative_to(Path.home()))
     own = [(document.get("adapter", {}), "continue_from")]
+    own += [(merged, "path") for merged in document.get("adapter", {}).get("merged", [])]
     own += [(dataset, "path") for dataset in document.get("datasets", [])]
     previews = document.get("previews", {})
     if "first_frames" in previews:

@@ -87,7 +87,7 @@ def assert_goes_on_from(lora: Path, checkpoint: Path, model: Path, family: str) 
     engine = family_of(base)
     denoiser = engine.load_denoiser(base, engine.experts[0], torch.device("cpu"), torch.float32)
     adapters.add_adapter(denoiser, engine, AdapterSection(rank=4, alpha=2), 2, 1)
-    adapters.continue_from(denoiser, engine, lora, 2)
+    adapters.continue_from(denoiser, engine, lora)
     held = load_file(checkpoint)
     for name, value in adapters.adapter_tensors(denoiser).items():
         torch.testing.assert_close(value, held[f"adapter.{name}"])

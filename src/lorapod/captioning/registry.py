@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
+from pathlib import Path
 from typing import cast
 from urllib.parse import urlsplit
 
@@ -39,6 +40,8 @@ class Options:
         price: Dollars a million tokens, in and out; None where it is not known.
         frames: Of a clip, where it is shown as pictures.
         clips_as_video: Clips are sent as they are.
+        models: Where models of captioners are kept; None for nowhere.
+        batch: Pictures that a local model takes at a time; 0 for as many as fit.
         environment: Environment variables, over those of the workspace's `.env`.
     """
 
@@ -50,6 +53,8 @@ class Options:
     price: tuple[float, float] | None = None
     frames: int = 8
     clips_as_video: bool = False
+    models: Path | None = None
+    batch: int = 0
     environment: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from lorapod.captioning.base import Captioner
     from lorapod.captioning.cleaning import Judge
     from lorapod.captioning.items import Left, Plan, Redo, Subject
+    from lorapod.captioning.registry import Options
     from lorapod.captioning.runner import Outcome, Runner
     from lorapod.captioning.wording import Wish
     from lorapod.data import MediaCache
+    from lorapod.data.scan import Item
     from lorapod.workspace import Workspace
 
 _ESTIMATED_FROM = 32
@@ -104,6 +106,9 @@ def write_command(
     send_video: Annotated[
         bool, typer.Option("--send-video", help="Send clips as they are, where the service takes them.")
     ] = False,
+    batch: Annotated[
+        int, typer.Option(min=0, help="Pictures that a model on this machine takes at a time; 0: as many as fit.")
+    ] = 0,
     price: Annotated[
         str, typer.Option(metavar="IN,OUT", help="Dollars a million tokens, for the estimate.", show_default=False)
     ] = "",
@@ -164,6 +169,8 @@ def write_command(
         price=_price(price),
         frames=frames,
         clips_as_video=send_video,
+        models=workspace.models,
+        batch=batch,
         environment=environment_of(workspace.root),
     )
     folders = media_folders(folder, recursive)
@@ -212,6 +219,109 @@ def undo_command(context: typer.Context, path: Folder, recursive: Recursive = Fa
     if undone.kept:
         names = ", ".join(shown(each.name) for each in undone.kept[:10]) + (" …" if len(undone.kept) > 10 else "")
         typer.echo(f"{len(undone.kept)} stay, as they were changed since: {names}")
+
+
+@app.command("check")
+def check_command(
+    context: typer.Context,
+    path: Folder,
+    trigger: Annotated[str, typer.Option(help="Trigger word.", show_default=False)] = "",
+    base: Annotated[
+        str, typer.Option(metavar="MODEL", help="Base model; says how many tokens are read.", show_default=False)
+    ] = "",
+    recursive: Recursive = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Look at captions as words: leftovers of models, contradictions, near copies, token counts, what is always said.
+
+    Exit code 1 where an item has no caption, or one that is none.
+    """
+    from lorapod.cli.caption_check import check
+
+    workspace = workspace_of(context)
+    wish = wish_of(workspace, trigger=trigger, base=base)
+    check(find_folder(path, workspace), wish, cache_of(context), recursive=recursive, as_json=as_json)
+
+
+@app.command("review")
+def review_command(
+    context: typer.Context,
+    path: Folder,
+    trigger: Annotated[str, typer.Option(help="Trigger word.", show_default=False)] = "",
+    captioner: Annotated[str, typer.Option(help="Who redoes captions; none without it.", show_default=False)] = "",
+    model: Annotated[str, typer.Option(help="The captioner's model.", show_default=False)] = "",
+    endpoint: Annotated[
+        str, typer.Option(metavar="URL", help="OpenAI-compatible service, up to /v1.", show_default=False)
+    ] = "",
+    recursive: Recursive = False,
+) -> None:
+    """Go through captions one by one beside their pictures, the suspicious ones first: keep, edit, redo, undo."""
+    from lorapod.cli.caption_check import look_at
+    from lorapod.cli.caption_review import review_in_terminal
+
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise RequestError(
+            "A review needs a terminal", "", "`lorapod caption check PATH --json` tells a program what is suspicious."
+        )
+    workspace = workspace_of(context)
+    folder, wish = find_folder(path, workspace), wish_of(workspace, trigger=trigger)
+    found, looked = look_at(folder, wish, cache_of(context), recursive=recursive)
+    recaption = None
+    if captioner or endpoint:
+        from lorapod.captioning.registry import Options
+        from lorapod.settings import environment_of
+
+        options = Options(
+            model=model,
+            endpoint=endpoint,
+            trigger=trigger,
+            models=workspace.models,
+            environment=environment_of(workspace.root),
+        )
+        recaption = recaptioner(captioner or "openai", options, wish)
+    review_in_terminal(found.items, looked, recaption)
+
+
+def recaptioner(name: str, options: Options, wish: Wish) -> Callable[[Item, str], str]:
+    """Asks a captioner about one item, with a note; a caption that is no good is asked for again, three times in all."""
+    from lorapod.captioning.cleaning import Judge
+    from lorapod.captioning.items import NEW_CAPTION_EXTENSION, Subject
+    from lorapod.captioning.registry import create
+    from lorapod.captioning.runner import Accepted, AskAgain
+    from lorapod.data.media_cache import FileId
+    from lorapod.errors import LorapodError
+
+    def again(item: Item, note: str) -> str:
+        judge = Judge(suited(replace(wish, notes=" ".join(filter(None, (wish.notes, note)))), name))
+        made = create(name, options)
+        subject = Subject(
+            item.path,
+            "clip" if item.is_clip else "picture",
+            item.caption_path or item.path.with_suffix(NEW_CAPTION_EXTENSION),
+            FileId(item.path, 0, 0, 0),
+            item.width,
+            item.height,
+            item.seconds,
+            item.fps,
+        )
+
+        async def ask() -> str:
+            request, reason = judge.ask(subject), ""
+            try:
+                for repeats in range(3):
+                    verdict = judge(request, await made.caption(request), repeats)
+                    if isinstance(verdict, Accepted):
+                        return verdict.text
+                    if not isinstance(verdict, AskAgain):
+                        break
+                    request, reason = verdict.ask, verdict.reason
+                raise LorapodError("No good caption came", f"{reason}.", "Try another note, or edit it.")
+            finally:
+                await made.close()
+
+        return asyncio.run(ask())
+
+    return again
 
 
 def find_folder(path: Path, workspace: Workspace) -> Path:
@@ -350,6 +460,8 @@ class _Job:
         parts += [f"{len(outcome.declined)} not asked again"] if outcome.declined else []
         parts += [f"{outcome.unfinished} not come to"] if outcome.unfinished else []
         self.say(f"{', '.join(parts)}." + (f" {money(tally.dollars)} spent." if tally.dollars else ""))
+        for warning in getattr(self.captioner, "warnings", ()):  # of models on this machine
+            self.say(warning)
         self.name_them("Without a caption:", [*self.plan.left, *outcome.failed])
         self.name_them("Refused before (--redo failed asks again; another --model may answer):", outcome.declined)
         if outcome.error is not None:

@@ -1,51 +1,112 @@
-"""The adapter: LoRA layers of peft inside a frozen denoiser, as named tensors in and out."""
+"""The adapter that is trained: layers inside a frozen denoiser, as named tensors in and out.
+
+LoRA, rsLoRA, DoRA, LoHa and LoKr are peft's; OFT is `adapter_layers.OftLayer`. What each does to a weight is written in
+`engine.adapter_layers`.
+"""
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
-from peft import LoraConfig
+from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from peft.tuners.lycoris_utils import LycorisLayer
 from torch import Tensor, nn
 
-from lorapod.engine.families import Family, NamesLayers
-from lorapod.engine.weights import StoredWeights
+from lorapod.engine.adapter_files import read_adapter, replace_layer, tensor_names
+from lorapod.engine.adapter_layers import OftLayer, Parts, kind_of, scale_of
+from lorapod.engine.families import Family
 from lorapod.errors import AdapterError
-from lorapod.recipe.schema import AdapterSection
+from lorapod.recipe.schema import AdapterKind, AdapterSection, Targets
 
 NAME = "default"
-_KEY = re.compile(
-    r"^(?:diffusion_model\.|transformer\.|unet\.|base_model\.model\.)?(?P<module>.+?)\."
-    r"(?:(?P<half>lora_A|lora_B|lora_down|lora_up)(?:\.default)?\.weight|(?P<alpha>alpha))$"
-)
-_HALVES = {"lora_A": "A", "lora_down": "A", "lora_B": "B", "lora_up": "B"}
 
 
 def add_adapter(denoiser: nn.Module, family: Family, section: AdapterSection, alpha: float, seed: int) -> None:
-    """Puts a fresh adapter, in float32, on the denoiser's target layers. B starts at zero: the model is unchanged."""
+    """Puts a fresh adapter, in float32, on the denoiser's target layers. The model is unchanged by it.
+
+    Raises:
+        AdapterError: A pattern of `adapter.targets` fits no layer.
+    """
+    names = target_names(denoiser, family, section.targets)
     torch.manual_seed(seed)
-    config = LoraConfig(
-        r=section.rank,
-        lora_alpha=alpha,
-        lora_dropout=section.dropout,
-        target_modules=family.targets(section.targets),
-        init_lora_weights=True,
-    )
-    denoiser.add_adapter(config, adapter_name=NAME)
+    if section.kind is AdapterKind.OFT:
+        for name in names:
+            replace_layer(denoiser, name, OftLayer(denoiser.get_submodule(name), section.rank))
+    else:
+        denoiser.add_adapter(_config(section, alpha, "|".join(map(re.escape, names))), adapter_name=NAME)
     for parameter in adapter_parameters(denoiser):
         parameter.data = parameter.data.float()
 
 
-def layers_of(denoiser: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
+def _config(section: AdapterSection, alpha: float, targets: str) -> PeftConfig:
+    if section.kind is AdapterKind.LOHA:
+        return LoHaConfig(r=section.rank, alpha=alpha, target_modules=targets)
+    if section.kind is AdapterKind.LOKR:
+        return LoKrConfig(
+            r=section.rank,
+            alpha=alpha,
+            target_modules=targets,
+            decompose_factor=section.factor or -1,
+            init_weights="lycoris",
+        )
+    return LoraConfig(
+        r=section.rank,
+        lora_alpha=alpha,
+        lora_dropout=section.dropout,
+        target_modules=targets,
+        init_lora_weights=True,
+        use_rslora=section.kind is AdapterKind.RSLORA,
+        use_dora=section.kind is AdapterKind.DORA,
+    )
+
+
+def target_names(denoiser: nn.Module, family: Family, targets: Targets | Sequence[str]) -> list[str]:
+    """The linear layers that get an adapter, in the model's order.
+
+    Args:
+        targets: A preset of the family, or patterns over names (`*` is any text, `?` any character, `[…]` a set). They
+            choose among the layers of the preset `all`, whose names in files are known; nothing else would be found there.
+
+    Raises:
+        AdapterError: A pattern fits no layer.
+    """
+    linear = [name for name, module in denoiser.named_modules() if isinstance(module, nn.Linear)]
+    if isinstance(targets, Targets):
+        wanted = re.compile(family.targets(targets))
+        return [name for name in linear if wanted.fullmatch(name)]
+    known = re.compile(family.targets(Targets.ALL))
+    able = [name for name in linear if known.fullmatch(name)]
+    for pattern in targets:
+        if not any(fnmatchcase(name, pattern) for name in able):
+            near = _nearest(pattern, able)
+            raise AdapterError(
+                f"No layer of the base model that can have an adapter is called {pattern}",
+                f"`adapter.targets` asks for it. The nearest of the {len(able)} layers are {', '.join(near)}.",
+                "Patterns are for whole names: `*.attn.to_q` finds that layer in every block.",
+            )
+    return [name for name in able if any(fnmatchcase(name, pattern) for pattern in targets)]
+
+
+def _nearest(pattern: str, names: list[str]) -> list[str]:
+    """Three names that are most like a pattern, of different kinds: blocks of another number are one kind."""
+    kinds: dict[str, str] = {}
+    for name in names:
+        kinds.setdefault(re.sub(r"\d+", "0", name), name)
+    plain = re.sub(r"\d+", "0", pattern.replace("*", ""))
+    found = difflib.get_close_matches(plain, kinds, n=3, cutoff=0.0)
+    return [kinds[kind] for kind in found]
+
+
+def layers_of(denoiser: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The adapted layers by module name, in the model's order."""
     for name, module in denoiser.named_modules():
-        if isinstance(module, LoraLayer):
+        if isinstance(module, LoraLayer | LycorisLayer | OftLayer):
             yield name, module
 
 
@@ -54,13 +115,26 @@ def adapter_parameters(denoiser: nn.Module) -> list[nn.Parameter]:
     return [p for p in denoiser.parameters() if p.requires_grad]
 
 
+def parts_of(layer: nn.Module) -> Parts:
+    """The live tensors of an adapted layer by the names of `adapter_layers.PARTS`."""
+    if isinstance(layer, OftLayer):
+        return {"oft_blocks": layer.oft_blocks}
+    if isinstance(layer, LoraLayer):
+        parts = {"A": layer.lora_A[NAME].weight, "B": layer.lora_B[NAME].weight}
+        if layer.lora_magnitude_vector:
+            parts["magnitude"] = layer.lora_magnitude_vector[NAME].weight
+        return parts
+    return {name: held[NAME] for name in layer.adapter_layer_names if NAME in (held := getattr(layer, name))}
+
+
+def scale(layer: nn.Module) -> float:
+    """What an adapted layer's product is multiplied with: alpha / rank, of rsLoRA alpha / sqrt(rank)."""
+    return 1.0 if isinstance(layer, OftLayer) else float(layer.scaling[NAME])
+
+
 def adapter_tensors(denoiser: nn.Module) -> dict[str, Tensor]:
-    """`<module>.A` (r, in) and `<module>.B` (out, r), the live tensors."""
-    found: dict[str, Tensor] = {}
-    for name, layer in layers_of(denoiser):
-        found[f"{name}.A"] = layer.lora_A[NAME].weight
-        found[f"{name}.B"] = layer.lora_B[NAME].weight
-    return found
+    """`<module>.<part>`: of a LoRA A (r, in) and B (out, r), the live tensors."""
+    return {f"{name}.{part}": tensor for name, layer in layers_of(denoiser) for part, tensor in parts_of(layer).items()}
 
 
 @torch.no_grad()
@@ -90,132 +164,31 @@ def load_adapter_tensors(denoiser: nn.Module, tensors: dict[str, Tensor], source
         value.copy_(tensors[name])
 
 
-def read_lora(path: Path, family: Family) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Tensors `<module>.A` and `<module>.B`, and the alpha of each module that states one; modules as the family's
-    denoiser names them.
-
-    Raises:
-        AdapterError: Not a safetensors file, or not a LoRA with the module names of diffusers.
-    """
-    try:
-        raw = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise AdapterError(
-            f"Cannot read the LoRA {path}", str(error), "Check the path, or copy the file again."
-        ) from error
-    tensors: dict[str, Tensor] = {}
-    alphas: dict[str, float] = {}
-    for key, value in raw.items():
-        match = _KEY.match(key)
-        if match is None:
-            raise AdapterError(
-                f"{path.name} is not a LoRA that lorapod can use",
-                f"It holds the key {key}.",
-                "Give a LoRA of this family.",
-            )
-        module = family.module_of(match["module"]) if isinstance(family, NamesLayers) else match["module"]
-        if match["alpha"]:
-            alphas[module] = float(value)
-        else:
-            tensors[f"{module}.{_HALVES[match['half']]}"] = value.float()
-    return tensors, alphas
+_SCALED = ("B", "hada_w1_a", "lokr_w2", "lokr_w2_a")
+"""The tensor that takes up a scale, of each kind that has one."""
 
 
 @torch.no_grad()
-def continue_from(denoiser: nn.Module, family: Family, path: Path, alpha: float) -> None:
-    """Starts the adapter from a LoRA file; the file's own scale is folded in so that its effect is unchanged.
+def continue_from(denoiser: nn.Module, family: Family, path: Path) -> None:
+    """Starts the adapter from a file; the file's own scale is folded in so that its effect is unchanged.
 
     Raises:
-        AdapterError: Damaged, other layers, other rank.
+        AdapterError: Damaged, of another kind, other layers, other rank.
     """
-    tensors, alphas = read_lora(path, family)
-    for name in [n for n in tensors if n.endswith(".B")]:
-        module = name[:-2]
-        rank = tensors[name].shape[1]
-        scale = alphas.get(module, rank) / rank
-        tensors[name] = tensors[name] * (scale / (alpha / rank))
-    load_adapter_tensors(denoiser, tensors, path)
-
-
-@torch.no_grad()
-def merge(denoiser: nn.Module, family: Family, path: Path, strength: float) -> None:
-    """Adds a LoRA file to the frozen weights, computed in float32.
-
-    Raises:
-        AdapterError: Damaged, or made for another model.
-    """
-    tensors, alphas = read_lora(path, family)
-    modules = _plain_layers(denoiser)
-    for name in [n for n in tensors if n.endswith(".B")]:
-        module_name = name[:-2]
-        layer, up, down = modules.get(module_name), tensors[name], tensors.get(f"{module_name}.A")
-        if not isinstance(layer, nn.Linear) or down is None or layer.weight.shape != (up.shape[0], down.shape[1]):
+    file = read_adapter(path, family)
+    layers = dict(layers_of(denoiser))
+    for module, parts in file.layers.items():
+        if (layer := layers.get(module)) is None:
+            continue
+        theirs, ours = kind_of(parts), kind_of(parts_of(layer))
+        if theirs is not ours:
             raise AdapterError(
-                f"The training adapter {path.name} does not fit the base model",
-                f"The base model has no linear layer {module_name} of that shape.",
-                "Use the adapter that was made for this base model.",
+                f"The file {path.name} is of another kind than this recipe trains",
+                f"It is a {theirs.value}, and `adapter.kind` asks for one with the tensors of {ours.value}.",
+                f'Set `adapter.kind = "{theirs.value}"`.',
             )
-        scale = strength * alphas.get(module_name, down.shape[0]) / down.shape[0]
-        delta = (up.to(layer.weight.device) @ down.to(layer.weight.device)) * scale
-        layer.weight.copy_((layer.weight.float() + delta).to(layer.weight.dtype))
-
-
-@torch.no_grad()
-def restore(denoiser: nn.Module, family: Family, path: Path, stored: StoredWeights) -> None:
-    """Puts back the weights, as they are on disk, of the layers that `path` was merged into."""
-    tensors, _ = read_lora(path, family)
-    modules = _plain_layers(denoiser)
-    with stored:
-        for module in (name[:-2] for name in tensors if name.endswith(".B")):
-            weight = modules[module].weight
-            weight.copy_(stored.read(f"{module}.weight", weight))
-
-
-def _plain_layers(denoiser: nn.Module) -> dict[str, nn.Module]:
-    """Modules by name; for a layer that has an adapter, the frozen layer inside."""
-    named = dict(denoiser.named_modules())
-    return {name: module.base_layer if isinstance(module, LoraLayer) else module for name, module in named.items()}
-
-
-def add_lora_file(denoiser: nn.Module, family: Family, path: Path) -> None:
-    """Puts a LoRA file of any rank and layers on the denoiser.
-
-    Raises:
-        AdapterError: Damaged, or made for another model.
-    """
-    tensors, alphas = read_lora(path, family)
-    modules = dict(denoiser.named_modules())
-    ranks = {name[:-2]: value.shape[0] for name, value in tensors.items() if name.endswith(".A")}
-    for module, rank in ranks.items():
-        layer, up = modules.get(module), tensors.get(f"{module}.B")
-        expected = (up.shape[0], tensors[f"{module}.A"].shape[1]) if up is not None else None
-        if not isinstance(layer, nn.Linear) or up is None or layer.weight.shape != expected or up.shape[1] != rank:
-            raise AdapterError(
-                f"The LoRA {path.name} does not fit the base model",
-                f"The base model has no linear layer {module} of the shape that the file has.",
-                "Use the base model that it was trained on (`lorapod lora inspect` shows it).",
-            )
-    names = {module: re.escape(module) for module in ranks}
-    config = LoraConfig(
-        r=max(ranks.values()),
-        lora_alpha=max(ranks.values()),
-        target_modules="|".join(names.values()),
-        rank_pattern={f"^{name}$": ranks[module] for module, name in names.items()},
-        alpha_pattern={f"^{name}$": alphas.get(module, ranks[module]) for module, name in names.items()},
-    )
-    denoiser.add_adapter(config, adapter_name=NAME)
-    load_adapter_tensors(denoiser, tensors, path)
-
-
-@contextmanager
-def scaled(denoiser: nn.Module, strength: float) -> Iterator[None]:
-    """The denoiser with its adapter at `strength` (0 is the base model) inside the block."""
-    layers = [layer for _, layer in layers_of(denoiser)]
-    before = [layer.scaling[NAME] for layer in layers]
-    for layer, scale in zip(layers, before, strict=True):
-        layer.scaling[NAME] = scale * strength
-    try:
-        yield
-    finally:
-        for layer, scale in zip(layers, before, strict=True):
-            layer.scaling[NAME] = scale
+        ratio = scale_of(parts, file.alphas.get(module)) / scale(layer)
+        taking = next((name for name in _SCALED if name in parts), None)
+        if taking and ratio != 1:
+            parts[taking] = parts[taking] * ratio
+    load_adapter_tensors(denoiser, tensor_names(file), path)

@@ -13,6 +13,7 @@ from torch import Tensor
 from lorapod.data import TrainItem, batches
 from lorapod.engine.families import Conditions, Expert, ShiftsByResolution, TakesPlacement
 from lorapod.engine.job import Job
+from lorapod.engine.masks import weighed
 from lorapod.engine.noise import draw_levels, generator_for
 from lorapod.errors import TrainingError
 
@@ -108,6 +109,7 @@ class Batches:
 
     def latents(self, item: TrainItem) -> Conditions:
         entry = self.job.latents_cache.get(self._keys[id(item)])
+        entry = weighed(self.job, item, entry) if entry is not None else None
         if entry is None:
             raise _cache_gone(str(item.item.path))
         family = self.job.family

@@ -1,8 +1,8 @@
 """Checkpoints: all state needed to go on bit for bit, in one safetensors file that appears whole or not at all.
 
-Tensors are the adapter's and the optimizer's; the metadata holds the rest as JSON: step, optimizer settings, losses so
-far, and the digest of the recipe. Random numbers follow from seed and step (`engine.noise`), the place in the data from
-the step, the learning rate from the step: none of them needs to be kept.
+Tensors are the adapter's, its average's and the optimizer's; the metadata holds the rest as JSON: step, optimizer
+settings, losses so far, and the digest of the recipe. Random numbers follow from seed and step (`engine.noise`), the place
+in the data from the step, the learning rate from the step: none of them needs to be kept.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from lorapod.engine.adapters import adapter_tensors, load_adapter_tensors
+from lorapod.engine.averages import Average
 from lorapod.engine.storage import save_tensors
 from lorapod.errors import CheckpointError
 from lorapod.files import written_whole
@@ -47,7 +48,7 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 
 def save_checkpoint(
-    folder: Path, place: Place, denoiser: nn.Module, optimizer: torch.optim.Optimizer, keep: int
+    folder: Path, place: Place, denoiser: nn.Module, optimizer: torch.optim.Optimizer, average: Average, keep: int
 ) -> Path:
     """Writes a checkpoint and removes all but the newest `keep`.
 
@@ -57,6 +58,7 @@ def save_checkpoint(
     tensors = {
         f"adapter.{name}": value.detach().cpu().contiguous() for name, value in adapter_tensors(denoiser).items()
     }
+    tensors |= {f"average.{name}": value.detach().cpu().contiguous() for name, value in average.values.items()}
     for suffix, adapter in place.finished.items():
         tensors |= {f"finished.{suffix}.{name}": value.contiguous() for name, value in adapter.items()}
     state = optimizer.state_dict()
@@ -106,8 +108,10 @@ def read_place(path: Path) -> Place:
     return Place(int(rest["step"]), str(rest["digest"]))
 
 
-def load_checkpoint(path: Path, digest: str, denoiser: nn.Module, optimizer: torch.optim.Optimizer) -> Place:
-    """Puts adapter and optimizer back as they were.
+def load_checkpoint(
+    path: Path, digest: str, denoiser: nn.Module, optimizer: torch.optim.Optimizer, average: Average
+) -> Place:
+    """Puts adapter, its average and the optimizer back as they were.
 
     Raises:
         CheckpointError: Damaged, or of another recipe.
@@ -122,6 +126,7 @@ def load_checkpoint(path: Path, digest: str, denoiser: nn.Module, optimizer: tor
         )
     adapter = {k.removeprefix("adapter."): v for k, v in tensors.items() if k.startswith("adapter.")}
     load_adapter_tensors(denoiser, adapter, path)
+    average.restore({k.removeprefix("average."): v for k, v in tensors.items() if k.startswith("average.")})
     state = optimizer.state_dict()
     finished: dict[str, dict[str, Tensor]] = {}
     restored: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in rest["optimizer"].items()}

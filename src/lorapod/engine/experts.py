@@ -10,12 +10,14 @@ import gc
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from lorapod.engine import adapters
+from lorapod.engine import adapter_files, adapters
+from lorapod.engine.adapter_files import Merged
 from lorapod.engine.families import Expert, Family, SamplesByExperts
 from lorapod.engine.job import Job
 from lorapod.engine.previews import Previews
@@ -84,6 +86,12 @@ def file_for(expert: Expert, trained: tuple[Expert, ...], path: Path) -> Path:
     return found
 
 
+def merged_into(expert: Expert, merged: Merged) -> Merged:
+    """What is merged into an expert: a file that is named after the experts counts for each as the one of its own name."""
+    own = renamed_for(expert, merged.path) if expert.suffix else None
+    return replace(merged, path=own) if own else merged
+
+
 def sample_in_turns(
     job: Job, previews: Previews, turn: Callable[[Expert], AbstractContextManager[nn.Module]]
 ) -> list[Tensor]:
@@ -108,6 +116,9 @@ def lent(job: Job, expert: Expert, adapter: dict[str, Tensor] | None) -> Iterato
     """An expert that is not being trained, with its finished adapter if it has one; empty after the block."""
     family: Family = job.family
     denoiser = family.load_denoiser(job.base, expert, job.device, job.dtype)
+    for merged in job.merged_adapters:
+        if merged.in_previews:
+            adapter_files.merge(denoiser, family, merged_into(expert, merged))
     if adapter is not None:
         recipe = job.recipe
         adapters.add_adapter(denoiser, family, recipe.adapter, recipe.alpha, recipe.training.seed)

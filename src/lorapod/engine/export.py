@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lorapod import recipe as recipes
-from lorapod.engine.adapters import adapter_tensors
+from lorapod.engine.adapter_layers import rank_of
+from lorapod.engine.adapters import layers_of, parts_of, scale
 from lorapod.engine.families import Expert, Family
 from lorapod.engine.storage import save_tensors
 from lorapod.files import written_whole
@@ -19,32 +20,52 @@ from lorapod.lora_file import make_reproducible, metadata_for
 from lorapod.lora_names import kohya
 from lorapod.models import BaseModel
 from lorapod.recipe import Recipe
-from lorapod.recipe.schema import LoraFormat, Precision
+from lorapod.recipe.schema import AdapterKind, LoraFormat, Precision
 
 DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP32: torch.float32}
 
 _DIFFUSERS = ("transformer.", "unet.")
+_NAMES = {"A": "lora_A.weight", "B": "lora_B.weight", "magnitude": "dora_scale"}
+_KOHYA_NAMES = {**_NAMES, "A": "lora_down.weight", "B": "lora_up.weight"}
+_DIFFUSERS_NAMES = {**_NAMES, "magnitude": "lora_magnitude_vector"}
+
+ONLY_LYCORIS = frozenset({AdapterKind.LOKR, AdapterKind.LOHA, AdapterKind.OFT})
+"""Kinds that diffusers' own loaders do not read."""
 
 
 def lora_tensors(denoiser: nn.Module, family: Family, recipe: Recipe, format: LoraFormat) -> dict[str, Tensor]:
-    """`<key>.lora_A.weight` (r, in), `<key>.lora_B.weight` (out, r), and `<key>.alpha` where alpha is not the rank.
+    """`<key>.lora_A.weight` (r, in), `<key>.lora_B.weight` (out, r), and `<key>.alpha` where the scale is not 1.
 
-    Readers scale by alpha / rank and take 1 where no alpha is stored (facts of ComfyUI's weight adapter). Under kohya's
-    names the halves are `lora_down` and `lora_up` and alpha is always there, as sd-scripts reads them. Under diffusers'
-    names there is no alpha, since its loaders refuse the key: the scale is in B.
+    Readers scale by alpha / rank and take 1 where no alpha is stored (facts of ComfyUI's weight adapters); rsLoRA's alpha is
+    written as what gives its scale there. Under kohya's names the halves are `lora_down` and `lora_up` and alpha is always
+    there, as sd-scripts reads them. Under diffusers' names there is no alpha, since its loaders refuse the key: the scale is
+    in B. DoRA adds `dora_scale` (out, 1), for diffusers `lora_magnitude_vector` (out,). LoHa, LoKr and OFT have the names of
+    LyCORIS (`hada_w1_a`, `lokr_w1`, `oft_blocks`) in ComfyUI's and in kohya's layout; a LoKr of two whole factors has its
+    scale in the second, since readers take 1 there whatever alpha says.
+
+    Unverified by running: ComfyUI itself. Its source (0.3.77) divides a `dora_scale` of rows by the length of the unchanged
+    row, where LyCORIS, peft and diffusers take that of the changed one; there a DoRA's effect differs by that ratio.
     """
     dtype = DTYPES[recipe.saving.precision]
-    scale = recipe.alpha / recipe.adapter.rank
     out: dict[str, Tensor] = {}
-    for name, value in adapter_tensors(denoiser).items():
-        module, half = name.rsplit(".", 1)
+    for module, layer in layers_of(denoiser):
         key = family.export_key(module, format)
-        is_kohya, is_diffusers = key.startswith(kohya.PREFIX), key.startswith(_DIFFUSERS)
-        folded = value.detach().to("cpu") * (scale if is_diffusers and half == "B" else 1)
-        suffix = {"A": "down", "B": "up"}[half] if is_kohya else half
-        out[f"{key}.lora_{suffix}.weight"] = folded.to(dtype).contiguous()
-        if is_kohya or (scale != 1 and not is_diffusers):
-            out[f"{key}.alpha"] = torch.tensor(recipe.alpha)
+        is_kohya, is_diffusers = key.startswith(kohya.PREFIX), format is LoraFormat.DIFFUSERS
+        is_folded = is_diffusers or key.startswith(_DIFFUSERS)
+        names = _KOHYA_NAMES if is_kohya else _DIFFUSERS_NAMES if is_diffusers else _NAMES
+        parts = {name: value.detach().to("cpu") for name, value in parts_of(layer).items()}
+        rank, factor = rank_of(parts), scale(layer)
+        if rank is None and "lokr_w2" in parts:
+            parts["lokr_w2"] = parts["lokr_w2"] * factor
+        elif "B" in parts and is_folded:
+            parts["B"] = parts["B"] * factor
+            factor = 1.0
+        if "magnitude" in parts and not is_diffusers:
+            parts["magnitude"] = parts["magnitude"][:, None]
+        for name, value in parts.items():
+            out[f"{key}.{names.get(name, name)}"] = value.to(dtype).contiguous()
+        if rank is not None and not is_diffusers and (is_kohya or factor != 1):
+            out[f"{key}.alpha"] = torch.tensor(factor * rank)
     return out
 
 

@@ -13,13 +13,17 @@ from torch import Tensor
 
 from lorapod import recipe as recipes
 from lorapod.data import DataPlan, Geometry, MediaCache, TrainItem, plan_datasets, shown
+from lorapod.engine.adapter_files import Merged
+from lorapod.engine.adapters import target_names
 from lorapod.engine.cache import Cache
+from lorapod.engine.export import ONLY_LYCORIS
 from lorapod.engine.families import Expert, Family, ShiftsByResolution, TakesFirstFrame, WeighsBySnr, family_of
 from lorapod.engine.first_frames import FirstFrame, first_frames
 from lorapod.errors import DatasetError, RequestError
+from lorapod.files import sha256_of
 from lorapod.models import BaseModel, find_base_model, find_training_adapter
 from lorapod.recipe import Recipe
-from lorapod.recipe.schema import ExpertChoice, Precision
+from lorapod.recipe.schema import ExpertChoice, LoraFormat, Precision, Targets
 from lorapod.workspace import Workspace
 
 _TEXT_PARTS = ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2")
@@ -46,9 +50,12 @@ class Job:
         return find_base_model(self.recipe.base_model.name, self.workspace)
 
     @cached_property
-    def training_adapter(self) -> Path | None:
-        """The LoRA that is merged before training and left out of the result."""
-        return find_training_adapter(self.recipe.base_model, self.workspace)
+    def merged_adapters(self) -> tuple[Merged, ...]:
+        """The adapters that are merged before training and left out of the result, in their order."""
+        section = self.recipe.base_model
+        training = find_training_adapter(section, self.workspace)
+        first = [Merged(training, section.training_adapter_strength, in_previews=False)] if training else []
+        return *first, *(Merged(each.path, each.strength, in_previews=True) for each in self.recipe.adapter.merged)
 
     @cached_property
     def family(self) -> Family:
@@ -98,6 +105,7 @@ class Job:
                 "`training.min_snr_gamma` is for SDXL; flow-matching models weigh noise levels by how often they are drawn.",
                 "Leave it out.",
             )
+        self._refuse_adapter()
         for format in self.recipe.saving.formats:
             if format not in self.family.formats:
                 can = ", ".join(f"`{each.value}`" for each in self.family.formats)
@@ -114,13 +122,25 @@ class Job:
                 "Leave `training.first_frame_share` out.",
             )
         for section in self.recipe.datasets:
-            for key in ("masks", "alpha_masks", "control"):
-                if getattr(section, key):
-                    raise DatasetError(
-                        f"The built-in trainer does not train with `{key}` yet",
-                        f"The dataset {section.path} asks for it.",
-                        f"Leave `{key}` out, or choose another trainer.",
-                    )
+            if section.control:
+                raise DatasetError(
+                    "The built-in trainer does not train with control pictures yet",
+                    f"The dataset {section.path} asks for `control`.",
+                    "Leave `control` out, or choose another trainer.",
+                )
+
+    def _refuse_adapter(self) -> None:
+        adapter = self.recipe.adapter
+        if isinstance(adapter.targets, Targets):
+            self.family.targets(adapter.targets)  # refuses a preset that it does not have
+        else:
+            target_names(self.family.empty_denoiser(self.base, self.experts[0]), self.family, adapter.targets)
+        if adapter.kind in ONLY_LYCORIS and LoraFormat.DIFFUSERS in self.recipe.saving.formats:
+            raise RequestError(
+                f"An adapter of kind {adapter.kind.value} cannot be written in the layout `diffusers`",
+                "diffusers' loaders read LoRA and DoRA alone.",
+                "Take `diffusers` out of `saving.formats`.",
+            )
 
     @cached_property
     def device(self) -> torch.device:
@@ -157,6 +177,25 @@ class Job:
         if item.window:
             made_from["window"] = [item.window.start, item.window.frames, item.window.fps]
         return self.latents_cache.key(**made_from)
+
+    @cached_property
+    def _mask_hashes(self) -> dict[Path, str]:
+        return {}
+
+    def mask_key(self, item: TrainItem) -> str | None:
+        """Of an item's mask at the size of its latents; None where the item has none."""
+        path, place = item.item.mask_path, item.placement
+        if path is None:
+            return None
+        if path not in self._mask_hashes:
+            self._mask_hashes[path] = sha256_of(path)
+        return self.latents_cache.key(
+            mask=self._mask_hashes[path],
+            of=item.item.sha256,
+            from_alpha=path == item.item.path,
+            resize=list(place.resize_to),
+            crop=list(place.crop),
+        )
 
     def first_frame_key(self, picture: FirstFrame) -> str:
         """Depends on the picture and on the size of the previews that begin with it."""

@@ -19,6 +19,7 @@ from lorapod.engine.experts import file_for, free_memory
 from lorapod.engine.families import Conditions, TellsGuidance
 from lorapod.engine.first_frames import FirstFrame
 from lorapod.engine.job import Job, as_pixels
+from lorapod.engine.masks import SHARE, read_mask
 from lorapod.engine.output import emit
 from lorapod.errors import TrainingError
 from lorapod.events import EventType
@@ -42,16 +43,14 @@ def prepare(job: Job, stopped: Callable[[], bool]) -> None:
     if negative and isinstance(family, TellsGuidance) and family.ignores_negative_prompt(job.base):
         message = "The negative prompt of the previews has no effect: this base model is told its guidance as a number"
         emit("warning", message=message, hint="Leave `previews.negative_prompt` out.")
-    masked = sum(item.item.mask_path is not None for item in job.items())
-    if masked:
-        message = f"The masks of {masked} items are not used: the built-in trainer does not train with masks yet"
-        emit("warning", message=message, hint="Choose another trainer if they matter.")
     write_text_whole(job.folder / "data.json", json.dumps(data_sheet(job), indent=2))
     _prepare_text(job, stopped)
     free_memory()
     if not stopped():
         _prepare_latents(job, stopped)
         free_memory()
+    if not stopped():
+        _prepare_masks(job)
 
 
 def _refuse_what_cannot_be(job: Job) -> None:
@@ -127,6 +126,28 @@ def _prepare_latents(job: Job, stopped: Callable[[], bool]) -> None:
             return
         _prepare_first_frame(job, vae, key, beginnings[key])
         progress.one_more()
+
+
+def _prepare_masks(job: Job) -> None:
+    """Caches masks at the size of their items' latents. They take no model, and no time beside it."""
+    masked = {key: item for item in job.items() if (key := job.mask_key(item)) is not None}
+    empty = []
+    for key, item in masked.items():
+        latents = job.latents_cache.get(job.latents_key(item))
+        if latents is None:
+            continue
+        mask = job.latents_cache.get(key) if job.latents_cache.has(key) else None
+        if mask is None:
+            mask = read_mask(item, latents["mean"])
+            job.latents_cache.put(key, mask)
+        if not mask[SHARE].any():
+            empty.append(shown(item.item.path))
+    if empty:
+        emit(
+            "warning",
+            message=f"The masks of {len(empty)} items are black all over: {', '.join(map(str, empty[:8]))}",
+            hint="Nothing in them is marked as to be learnt; their places count alike.",
+        )
 
 
 def prepare_first_frames(job: Job) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from lorapod.data.grid import draw_grid
-from lorapod.engine import adapters
+from lorapod.engine import adapter_files
 from lorapod.engine.clips import strip_of
 from lorapod.engine.experts import free_memory, renamed_for
 from lorapod.engine.families import Expert, SamplesByExperts, TakesFirstFrame
@@ -102,10 +102,10 @@ def _by_strength(job: Job, previews: Previews, files: dict[Expert, Path], streng
     family = job.family
     if not isinstance(family, SamplesByExperts) or len(job.family.experts) == 1:
         denoiser = load_denoiser(job, job.family.experts[0])
-        adapters.add_lora_file(denoiser, job.family, files[job.family.experts[0]])
+        adapter_files.add_lora_file(denoiser, job.family, files[job.family.experts[0]])
         latents = []
         for done, strength in enumerate(strengths, 1):
-            with adapters.scaled(denoiser, strength):
+            with adapter_files.scaled(denoiser, strength):
                 latents.append(previews.latents(denoiser, previews.pairs))
             emit("progress", stage="sample", done=done, total=len(strengths), unit="strengths")
         return latents
@@ -115,9 +115,9 @@ def _by_strength(job: Job, previews: Previews, files: dict[Expert, Path], streng
     for number, expert in enumerate(job.family.experts, 1):
         denoiser = load_denoiser(job, expert)
         if expert in files:
-            adapters.add_lora_file(denoiser, job.family, files[expert])
+            adapter_files.add_lora_file(denoiser, job.family, files[expert])
         for strength, column in zip(strengths, samplings, strict=True):
-            with adapters.scaled(denoiser, strength), previews.drawing(denoiser):
+            with adapter_files.scaled(denoiser, strength), previews.drawing(denoiser):
                 for sampling in column:
                     family.advance(denoiser, sampling, expert)
         del denoiser

@@ -12,26 +12,38 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from lorapod import recipe as recipes
-from lorapod.engine import adapters
+from lorapod.engine import adapter_files, adapters
+from lorapod.engine.adapter_files import Merged
+from lorapod.engine.averages import Average
 from lorapod.engine.batches import Batch, Batches
 from lorapod.engine.checkpoint import Place, checkpoints_in, load_checkpoint, read_place, save_checkpoint
 from lorapod.engine.evaluate import Evaluation, loss_of
-from lorapod.engine.experts import adapter_copy, drop_frozen, file_for, free_memory, lent, sample_in_turns, take_frozen
+from lorapod.engine.experts import (
+    adapter_copy,
+    drop_frozen,
+    file_for,
+    free_memory,
+    lent,
+    merged_into,
+    sample_in_turns,
+    take_frozen,
+)
 from lorapod.engine.export import write_lora
-from lorapod.engine.families import Expert, ReadsSingleFiles, WeighsBySnr
+from lorapod.engine.families import Expert, WeighsBySnr
 from lorapod.engine.job import Job
 from lorapod.engine.optimizers import build_optimizer, rate_at, weights_for_use
 from lorapod.engine.output import emit
 from lorapod.engine.previews import Previews
 from lorapod.engine.weights import stored_weights
 from lorapod.errors import NonFiniteLossError
+from lorapod.files import sha256_of
 
 REPORT_SECONDS = 0.25
 REPORT_SECONDS_ON_GPU = 1.0
@@ -58,14 +70,15 @@ class Training:
         job, recipe = self.job, self.recipe
         self.expert = expert
         self.denoiser = load_denoiser(job, expert)
-        self.merge_training_adapter()
+        self.merge_adapters(job.merged_adapters)
         adapters.add_adapter(self.denoiser, job.family, recipe.adapter, recipe.alpha, recipe.training.seed)
         if recipe.adapter.continue_from:
             file = file_for(expert, job.experts, recipe.adapter.continue_from)
-            adapters.continue_from(self.denoiser, job.family, file, recipe.alpha)
+            adapters.continue_from(self.denoiser, job.family, file)
         if recipe.training.gradient_checkpointing:
             self.denoiser.enable_gradient_checkpointing()
         self.parameters = adapters.adapter_parameters(self.denoiser)
+        self.average = Average(adapters.adapter_tensors(self.denoiser), recipe.adapter.ema_decay)
         self.optimizer = build_optimizer(recipe.optimizer, self.parameters)
         self.evaluation = Evaluation(job, self.batches, expert)
 
@@ -97,9 +110,10 @@ class Training:
             self.finish()
             if self.step == self.total:
                 return True
-            self.finished[self.expert.suffix] = adapter_copy(self.denoiser)
+            with self.weights_for_use():
+                self.finished[self.expert.suffix] = adapter_copy(self.denoiser)
             following = self.job.experts[self.job.experts.index(self.expert) + 1]
-            del self.denoiser, self.optimizer, self.parameters, self.evaluation
+            del self.denoiser, self.optimizer, self.parameters, self.average, self.evaluation
             free_memory()
             self.begin(following)
         return False
@@ -136,6 +150,7 @@ class Training:
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             self.step += 1
+            self.average.update(self.step - self.first_step)
             spent = time.perf_counter() - began
             if spent >= report_after or self.step in (1, self.last_step) or self.is_due():
                 self.report(pending, rate, spent * accumulation / len(pending))
@@ -156,29 +171,40 @@ class Training:
         """Whether something is done after this step."""
         return any(every and self.step % every == 0 for every in self._intervals())
 
-    def merge_training_adapter(self) -> None:
-        """Merges the recipe's training adapter, if it names one."""
-        if self.job.training_adapter:
-            strength = self.recipe.base_model.training_adapter_strength
-            adapters.merge(self.denoiser, self.job.family, self.job.training_adapter, strength)
+    def merge_adapters(self, merged: Sequence[Merged]) -> None:
+        """Merges adapters into the frozen weights."""
+        for each in merged:
+            adapter_files.merge(self.denoiser, self.job.family, merged_into(self.expert, each))
 
     @contextmanager
-    def training_adapter_removed(self) -> Iterator[None]:
-        """The base model as it is on disk inside the block: what the LoRA will be used on.
+    def base_for_previews(self) -> Iterator[None]:
+        """The base model as the LoRA will be used on it inside the block: without a training adapter.
 
-        The layers are read again from disk, and merged again afterwards, since subtracting would round in bf16.
+        Its layers are read again from disk, and merged again afterwards, since subtracting would round in bf16.
         """
-        if not self.job.training_adapter:
+        merged = self.job.merged_adapters
+        if all(each.in_previews for each in merged):
             yield
             return
-        family = self.job.family
-        naming = family.denoiser_naming() if isinstance(family, ReadsSingleFiles) else None
-        stored = stored_weights(self.job.base, self.expert.component, naming)
-        adapters.restore(self.denoiser, family, self.job.training_adapter, stored)
+        self._merge_anew([each for each in merged if each.in_previews])
         try:
             yield
         finally:
-            self.merge_training_adapter()
+            self._merge_anew(merged)
+
+    def _merge_anew(self, merged: Sequence[Merged]) -> None:
+        """Reads the layers that adapters were merged into from disk, and merges `merged`."""
+        job, paths = self.job, [merged_into(self.expert, each).path for each in self.job.merged_adapters]
+        naming = job.family.denoiser_naming(self.denoiser.config)
+        stored = stored_weights(job.base, self.expert.component, naming)
+        adapter_files.restore(self.denoiser, job.family, paths, stored)
+        self.merge_adapters(merged)
+
+    @contextmanager
+    def weights_for_use(self) -> Iterator[None]:
+        """The adapter as it is evaluated, previewed and saved inside the block: averaged, where the recipe says so."""
+        with weights_for_use(self.optimizer), self.average.in_use():
+            yield
 
     def _intervals(self) -> tuple[int, ...]:
         r = self.recipe
@@ -247,18 +273,23 @@ class Training:
         )
 
     def _digest(self) -> str:
-        """Of all that shapes the result: recipe, base model, and the bytes, captions and crops of the data."""
-        items = [(self.job.latents_key(i), i.captions, i.repeats, i.caption_dropout) for i in self.job.data.train]
+        """Of all that shapes the result: recipe, base model with what is merged into it, and the bytes, captions and crops
+        of the data."""
+        items = [
+            (self.job.latents_key(i), i.captions, i.repeats, i.caption_dropout, *filter(None, [self.job.mask_key(i)]))
+            for i in self.job.data.train
+        ]
         weights = [self.job.base.fingerprint(expert.component) for expert in self.job.experts]
+        weights += [sha256_of(merged.path) for merged in self.job.merged_adapters]
         return hashlib.sha256(repr([recipes.digest(self.recipe), weights, items]).encode()).hexdigest()
 
     def evaluate(self) -> None:
-        with weights_for_use(self.optimizer):
+        with self.weights_for_use():
             for name, loss in self.evaluation.run(self.denoiser).items():
                 emit("eval", step=self.step, loss=round(loss, 6), dataset=name)
 
     def preview(self) -> None:
-        with weights_for_use(self.optimizer), self.training_adapter_removed():
+        with self.weights_for_use(), self.base_for_previews():
             if not self.previews.pairs:
                 return
             if len(self.job.family.experts) == 1:
@@ -278,12 +309,13 @@ class Training:
                 yield denoiser
         finally:
             take_frozen(self.denoiser, load_denoiser(self.job, self.expert))
+            self.merge_adapters([each for each in self.job.merged_adapters if each.in_previews])
 
     def save_lora(self, final: bool) -> None:
         folder = self.job.folder / "lora"
         items = len({item.item.path for item in self.job.data.train})
         self.check_weights()
-        with weights_for_use(self.optimizer):
+        with self.weights_for_use():
             written = write_lora(
                 folder,
                 self.denoiser,
@@ -305,7 +337,7 @@ class Training:
         self.check_weights()
         place = Place(self.step, self.digest, self.finished)
         folder, keep = self.job.folder / "checkpoints", self.recipe.saving.keep_checkpoints
-        path = save_checkpoint(folder, place, self.denoiser, self.optimizer, keep)
+        path = save_checkpoint(folder, place, self.denoiser, self.optimizer, self.average, keep)
         self.saved_step = self.step
         emit("checkpoint", step=self.step, path=str(path.relative_to(self.job.folder)))
 
@@ -317,7 +349,7 @@ class Training:
             return False
         done = max(0, read_place(kept[-1]).step - 1) // self.batches.steps_of_expert
         self.begin(self.job.experts[min(done, len(self.job.experts) - 1)])
-        place = load_checkpoint(kept[-1], self.digest, self.denoiser, self.optimizer)
+        place = load_checkpoint(kept[-1], self.digest, self.denoiser, self.optimizer, self.average)
         self.step, self.finished = place.step, place.finished
         self.saved_step = self.step
         emit("info", message=f"Going on from step {self.step} of {self.total}.")

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from types import TracebackType
@@ -47,11 +47,17 @@ _MOST_NAMED = 3
 
 @dataclass(frozen=True)
 class Rows:
-    """Where a tensor lies in a file: all of the tensor `name`, or the `part`th of `parts` equal runs of its rows."""
+    """Where a tensor lies in a file: all of the tensor `name`, or some of its rows.
+
+    Attributes:
+        runs: Which of `parts` equal runs of its rows, in the order in which they are wanted.
+        transposed: Whether the file has rows and columns the other way round; for small tensors.
+    """
 
     name: str
-    part: int = 0
+    runs: tuple[int, ...] = (0,)
     parts: int = 1
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,7 @@ class _Place:
 
     @property
     def order(self) -> tuple[int, int, int]:
-        return self.file, self.stored.start, self.rows.part
+        return self.file, self.stored.start, self.rows.runs[0]
 
 
 class StoredWeights:
@@ -129,9 +135,9 @@ class StoredWeights:
         """
         wanted: dict[str, Tensor] = dict(model.state_dict(keep_vars=True))
         places = self._places(model, wanted)
-        exact = getattr(model, "_keep_in_fp32_modules", None) or ()
+        exact = _kept_exact(model, dtype)
         types = {
-            name: _type_of(tensor, torch.float32 if set(exact).intersection(name.split(".")) else dtype)
+            name: _type_of(tensor, torch.float32 if exact.intersection(name.split(".")) else dtype)
             for name, tensor in wanted.items()
         }
         names = sorted(places, key=lambda name: places[name].order)
@@ -227,18 +233,26 @@ class StoredWeights:
     def _read(
         self, place: _Place, shape: torch.Size, device: torch.device, dtype: torch.dtype, pieces: _Pieces
     ) -> Tensor:
-        """One tensor, piece by piece where it has to be converted or moved."""
-        stored_type = _TYPES[place.stored.dtype]
+        """One tensor, run after run of its rows."""
+        if place.rows.transposed:
+            plain = replace(place, rows=Rows(place.rows.name))
+            return self._read(plain, shape[::-1], device, dtype, pieces).T.contiguous()
         value = torch.empty(shape, dtype=dtype, device=device)
-        count = shape[0] if shape else 1
-        flat = value.view(count, -1) if value.numel() else value.view(0, 1)  # (rows, width)
+        flat = value.view(shape[0] if shape else 1, -1) if value.numel() else value.view(0, 1)  # (rows, width)
+        count = len(flat) // len(place.rows.runs)
+        for index, run in enumerate(place.rows.runs):
+            self._read_rows(place, run * count, flat[index * count : (index + 1) * count], pieces)
+        return value
+
+    def _read_rows(self, place: _Place, first: int, flat: Tensor, pieces: _Pieces) -> None:
+        """Rows of a stored tensor from `first` on into `flat` (rows, width), in pieces where they are converted or moved."""
+        device, stored_type = flat.device, _TYPES[place.stored.dtype]
         bytes_a_row = flat.shape[1] * stored_type.itemsize
-        first = place.rows.part * count
         handle, start = self._handles[place.file], place.stored.start + first * bytes_a_row
-        scales = self._scales(place, first, count)
-        if device.type == "cpu" and stored_type is dtype and scales is None:
+        scales = self._scales(place, first, len(flat))
+        if device.type == "cpu" and stored_type is flat.dtype and scales is None:
             self._fill(place, handle, start, flat)
-            return value
+            return
         step = max(1, PIECE_BYTES // max(1, bytes_a_row))
         for row in range(0, len(flat), step):
             rows = min(step, len(flat) - row)
@@ -249,7 +263,6 @@ class StoredWeights:
             if scales is not None:
                 piece = _scaled(piece, scales if len(scales) == 1 else scales[row : row + rows], device)
             flat[row : row + rows].copy_(piece)
-        return value
 
     def _scales(self, place: _Place, first: int, count: int) -> Tensor | None:
         """The scale of a tensor, (1,), or those of its rows, (rows,), in float32."""
@@ -311,11 +324,14 @@ def load_transformers(
     """As `load_diffusers`, for a class of transformers or one of its `Auto` classes."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(base.folder / component, local_files_only=True)
+    of = getattr(kind, "config_class", None) or AutoConfig
+    config = of.from_pretrained(base.folder / component, local_files_only=True)
     with empty():
         model = kind.from_config(config) if hasattr(kind, "from_config") else kind(config)
+    model.tie_weights()  # what is one tensor under two names became two in `empty`
     with stored_weights(base, component, naming) as weights:
         weights.load_into(model, device, dtype)
+    model.tie_weights()
     return model
 
 
@@ -351,6 +367,19 @@ def _scaled(piece: Tensor, scales: Tensor, device: torch.device) -> Tensor:
     return piece.to(at).float() * scales.to(at)[:, None]
 
 
+def _kept_exact(model: nn.Module, dtype: torch.dtype) -> set[str]:
+    """Parts of names whose weights the model's class keeps in float32 whatever is asked for.
+
+    transformers means by the list without `strict` those that overflow in float16 alone.
+    """
+    from transformers import PreTrainedModel
+
+    kind = "_keep_in_fp32_modules"
+    if isinstance(model, PreTrainedModel) and dtype is not torch.float16:
+        kind += "_strict"
+    return set(getattr(model, kind, None) or ())
+
+
 def _type_of(tensor: Tensor, wanted: torch.dtype) -> torch.dtype:
     return wanted if tensor.is_floating_point() else tensor.dtype
 
@@ -375,11 +404,13 @@ def _aliases(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> dict[str, T
 
 def _fits(place: _Place, shape: torch.Size) -> bool:
     """Whether the stored rows give that shape; a 1 x 1 convolution is a linear layer."""
-    stored = list(place.stored.shape)
-    if stored and place.rows.parts > 1:
-        if stored[0] % place.rows.parts:
+    stored, rows = list(place.stored.shape), place.rows
+    if rows.transposed:
+        stored = stored[::-1]
+    if stored and rows.parts > 1:
+        if stored[0] % rows.parts:
             return False
-        stored[0] //= place.rows.parts
+        stored[0] = stored[0] // rows.parts * len(rows.runs)
     plain = [n for n in stored[2:] if n != 1] == [] and stored[:2] == list(shape)
     return stored == list(shape) or plain
 

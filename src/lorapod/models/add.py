@@ -164,6 +164,9 @@ def _entry(name: str, family: str, spec: FileSpec, base: Entry | None) -> Entry:
     files: tuple[FileSpec, ...] = (spec,)
     trainers: dict[str, Any] = {}
     if spec.layout is Layout.SINGLE_FILES and base is not None:
+        like = next((f for f in base.files if (f.layout, f.part) == (spec.layout, spec.part)), None)
+        if like is not None:
+            files = (spec := spec.model_copy(update={"components": like.components}),)
         rest = tuple(f for f in base.files if _serves(f) and f.part != spec.part)
         files += rest
         for trainer, support in base.trainers.items():

@@ -241,22 +241,22 @@ def _single_files_of(entry: Entry, folder: Path, known: dict[str, Entry], worksp
         return {}
     found: dict[str, Path] = {}
     for spec in (spec for need in support.needs for spec in entry.matching(need)):
-        component = spec.part
-        if spec.layout is not Layout.SINGLE_FILES or component in NOT_COMPONENTS:
+        part, components = spec.part, spec.components or (spec.part,)
+        if spec.layout is not Layout.SINGLE_FILES or part in NOT_COMPONENTS:
             continue
-        place = _single_file(entry, component, known, store)
+        place = _single_file(entry, part, known, store)
         if place is None and spec.local is not None:
             raise BaseModelError(
-                f"The {component.replace('_', ' ')} of {entry.name} is not there any more",
+                f"The {part.replace('_', ' ')} of {entry.name} is not there any more",
                 f"It was added from {spec.local}.",
                 "Put it back, or add the base model again.",
             )
-        if place is None and not weight_files(folder / component):
-            raise _incomplete(folder, entry, [f"the single file of the {component.replace('_', ' ')}"])
+        if place is None and not all(weight_files(folder / component) for component in components):
+            raise _incomplete(folder, entry, [f"the single file of the {part.replace('_', ' ')}"])
         if place is not None:
             if is_whole_safetensors(place):
-                check_shapes(entry, Layout.SINGLE_FILES, component, [place])
-            found[component] = place
+                check_shapes(entry, Layout.SINGLE_FILES, part, [place])
+            found |= dict.fromkeys(components, place)
     return found
 
 

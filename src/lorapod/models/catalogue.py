@@ -51,6 +51,10 @@ class FileSpec(_Table):
 
     layout: Layout
     part: str = Field(description="Component: transformer, transformer_high, vae, text_encoder, ... or `all`.")
+    components: tuple[str, ...] = Field(
+        (),
+        description="What a single file has the weights of, in diffusers' names, where that is not what `part` says.",
+    )
     repo: str | None = Field(None, description="Hub repository, owner/name.", pattern=r"^[\w.-]+/[\w.-]+$")
     revision: str = Field("main", description="Branch, tag or commit; the commit is pinned when it is pulled.")
     path: str | None = Field(None, description="The file in the repository.")

@@ -184,6 +184,10 @@ def _make_paths_absolute(raw: dict[str, Any], folder: Path, check: bool, workspa
     if not isinstance(model, dict) or model.get("training_adapter") not in ("none", "catalogue"):
         resolve(model, "training_adapter", ("base_model", "training_adapter"), wants_folder=False)
     resolve(raw.get("adapter"), "continue_from", ("adapter", "continue_from"), wants_folder=False)
+    adapter = raw.get("adapter")
+    merged = adapter.get("merged") if isinstance(adapter, dict) else None
+    for index, each in enumerate(merged if isinstance(merged, list) else []):
+        resolve(each, "path", ("adapter", "merged", index, "path"), wants_folder=False)
     previews = raw.get("previews")
     pictures = previews.get("first_frames") if isinstance(previews, dict) else None
     if isinstance(pictures, list):
@@ -193,7 +197,8 @@ def _make_paths_absolute(raw: dict[str, Any], folder: Path, check: bool, workspa
             pictures[index] = listed[index]
     datasets = raw.get("datasets")
     for index, dataset in enumerate(datasets if isinstance(datasets, list) else []):
-        resolve(dataset, "path", ("datasets", index, "path"), wants_folder=True)
+        for key in ("path", "masks", "control"):
+            resolve(dataset, key, ("datasets", index, key), wants_folder=True)
     return found
 
 

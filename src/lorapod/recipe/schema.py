@@ -28,15 +28,19 @@ class TrainerName(StrEnum):
 
 class AdapterKind(StrEnum):
     LORA = "lora"
+    RSLORA = "rslora"
     DORA = "dora"
     LOKR = "lokr"
     LOHA = "loha"
+    OFT = "oft"
 
 
 class Targets(StrEnum):
     ATTENTION = "attention"
     ATTENTION_FEED_FORWARD = "attention+feed-forward"
     ALL = "all"
+    STYLE = "style"
+    CHARACTER = "character"
 
 
 class OptimizerKind(StrEnum):
@@ -172,20 +176,67 @@ class DatasetSection(Section):
     )
 
 
+class MergedAdapter(Section):
+    """An adapter that is merged into the base model before training."""
+
+    path: Path = Field(
+        description="A LoRA file of any kind and layout that was made for this base model. A relative path starts at the "
+        "recipe's folder."
+    )
+    strength: float = Field(1.0, ge=-10, le=10, description="Strength at which it is merged.")
+
+
 class AdapterSection(Section):
     """What is trained."""
 
-    kind: AdapterKind = Field(AdapterKind.LORA, description="`lora`; `dora`, `lokr` and `loha` are reserved.")
-    rank: int = Field(16, ge=1, le=1024, description="Rank of the update matrices.")
+    kind: AdapterKind = Field(
+        AdapterKind.LORA,
+        description="`lora`; `rslora`, whose scale is alpha / sqrt(rank), for high ranks; `dora`, which learns the length "
+        "of each row of the weights beside a LoRA; `loha` and `lokr`, a Hadamard and a Kronecker product, for small files; "
+        "`oft`, which turns the weights in blocks of up to `rank` rows and so keeps their lengths. diffusers reads a `dora` "
+        "in its own layout alone and the last three not at all.",
+    )
+    rank: int = Field(16, ge=1, le=1024, description="Rank of the update matrices; for `oft` the side of its blocks.")
     alpha: float | None = Field(
-        None, gt=0, description="Scale numerator: updates are scaled by alpha / rank. Default: rank."
+        None, gt=0, description="Scale numerator: updates are scaled by alpha / rank. Default: rank. `oft` has none."
     )
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Dropout on the adapter's input.")
-    targets: Targets = Field(
+    factor: int | None = Field(
+        None,
+        ge=2,
+        le=1024,
+        description="With `lokr`: the size of the first Kronecker factor, a divisor near it being taken; larger trains more "
+        "weights. Default: as square as it goes, which gives the smallest file.",
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Dropout on the adapter's input, for `lora`, `rslora` and `dora`."
+    )
+    targets: Targets | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] = Field(
         Targets.ATTENTION_FEED_FORWARD,
-        description="Which linear layers get an adapter: `attention`, `attention+feed-forward`, or `all` of a block.",
+        description="Which linear layers get an adapter: `attention`, `attention+feed-forward`, or `all` of a block; "
+        "`style` or `character`, the few layers that learn mostly the one (SDXL, and FLUX.1 for characters); or a list of "
+        'patterns of diffusers\' names of layers, as `["blocks.1?.attn1.*", "*.ffn.net.2"]`, where `*` is any text.',
     )
-    continue_from: Path | None = Field(None, description="A LoRA file to start from; its rank and targets must match.")
+    continue_from: Path | None = Field(
+        None, description="A LoRA file to start from; its kind, rank and targets must match."
+    )
+    merged: list[MergedAdapter] = Field(
+        [],
+        description="Adapters that are merged into the base model before training and left out of the result. Previews are "
+        "drawn with them, since the new LoRA is meant to be used together with them.",
+    )
+    ema_decay: Decay = Field(
+        0.0,
+        description="Evaluate, preview and save an exponential moving average of the adapter's weights, of which each step "
+        "keeps this share (0.99 averages about the last hundred steps); 0 uses the weights as they are.",
+    )
+
+    @model_validator(mode="after")
+    def _what_the_kind_has(self) -> AdapterSection:
+        if self.kind is AdapterKind.OFT and self.alpha is not None:
+            raise ValueError("`oft` has no scale; leave `alpha` out")
+        if self.factor is not None and self.kind is not AdapterKind.LOKR:
+            raise ValueError("`factor` is for `lokr`; leave it out")
+        return self
 
 
 class OptimizerSection(Section):

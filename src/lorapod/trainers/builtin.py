@@ -29,11 +29,12 @@ class BuiltinTrainer:
 
     def check(self, recipe: Recipe) -> None:
         optimizer = recipe.optimizer
-        if recipe.adapter.kind is not AdapterKind.LORA:
+        adapter = recipe.adapter
+        if adapter.dropout and adapter.kind in (AdapterKind.LOKR, AdapterKind.LOHA, AdapterKind.OFT):
             raise RequestError(
-                f"The built-in engine does not train adapters of kind {recipe.adapter.kind.value} yet",
-                "This version trains `lora`.",
-                'Set `adapter.kind = "lora"`.',
+                f"Adapters of kind {adapter.kind.value} are trained without dropout here",
+                f"`adapter.dropout` is {adapter.dropout:g}.",
+                "Leave it out.",
             )
         package = _PACKAGES.get(optimizer.kind)
         if package and find_spec(package) is None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from lorapod.recipe.schema import AdapterSection, Targets
+
 
 @dataclass(frozen=True)
 class View:
@@ -118,3 +120,14 @@ class Rendering:
     files: list[RenderedFile]
     stages: list[RenderedStage]
     notes: list[str] = field(default_factory=list)
+
+
+def beyond_external(adapter: AdapterSection) -> tuple[str, str] | None:
+    """What of an adapter no external trainer does, and the key that asks for it; None where there is nothing."""
+    if not isinstance(adapter.targets, Targets) or adapter.targets in (Targets.STYLE, Targets.CHARACTER):
+        return "adapt layers by pattern", "adapter.targets"
+    if adapter.merged:
+        return "merge adapters into the base model", "adapter.merged"
+    if adapter.ema_decay:
+        return "average the weights", "adapter.ema_decay"
+    return ("choose the size of a LoKr's factors", "adapter.factor") if adapter.factor else None

@@ -3,45 +3,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
+from lorapod.engine.families import ldm_names
 from lorapod.engine.families.base import Conditions
-from lorapod.engine.weights import Naming, load_diffusers
+from lorapod.engine.weights import load_diffusers
 from lorapod.models import BaseModel
-
-VaeNaming = Callable[[Mapping[str, Any]], Naming]
-"""Names in a single file, for a configuration."""
 
 FACTOR = 8
 """Pixels a side of a latent."""
 
 
-def load(base: BaseModel, device: torch.device, dtype: torch.dtype, naming: VaeNaming | None = None) -> nn.Module:
-    """The VAE of a base model, frozen; `naming` where it may be a single file."""
-    from diffusers import AutoencoderKL
+class WithAutoencoder:
+    """The part of a family that is about this VAE."""
 
-    return load_diffusers(AutoencoderKL, base, "vae", device, dtype, naming)
+    def load_vae(self, base: BaseModel, device: torch.device, dtype: torch.dtype) -> nn.Module:
+        """The VAE, frozen."""
+        from diffusers import AutoencoderKL
+
+        return load_diffusers(AutoencoderKL, base, "vae", device, dtype, ldm_names.vae)
+
+    @torch.no_grad()
+    def encode_pixels(self, vae: nn.Module, pixels: Tensor) -> list[Conditions]:
+        """Pixels (b, 3, 1, h, w) in -1..1 to "mean" and "deviation" (c, 1, h / 8, w / 8) of each, float32 on the CPU."""
+        posterior = vae.encode(pixels[:, :, 0].to(vae.device, vae.dtype)).latent_dist
+        scale = vae.config.scaling_factor
+        means = (posterior.mean.float() - _shift(vae)) * scale
+        return entries(means[:, :, None], (posterior.std.float() * scale)[:, :, None])
+
+    @torch.no_grad()
+    def decode_latents(self, vae: nn.Module, latents: Tensor) -> Tensor:
+        """Latents (b, c, 1, h, w), normalised, to pixels (b, 3, 1, 8 h, 8 w) in -1..1, float32."""
+        raw = latents[:, :, 0].float() / vae.config.scaling_factor + _shift(vae)
+        return vae.decode(raw.to(vae.device, vae.dtype)).sample.float()[:, :, None]
 
 
-@torch.no_grad()
-def encode(vae: nn.Module, pixels: Tensor) -> list[Conditions]:
-    """Pixels (b, 3, 1, h, w) in -1..1 to "mean" and "deviation" (c, 1, h / 8, w / 8) of each, float32 on the CPU."""
-    posterior = vae.encode(pixels[:, :, 0].to(vae.device, vae.dtype)).latent_dist
-    shift, scale = _shift(vae), vae.config.scaling_factor
-    means = ((posterior.mean.float() - shift) * scale)[:, :, None].cpu()  # (b, c, 1, h, w)
-    deviations = (posterior.std.float() * scale)[:, :, None].cpu()
-    return [{"mean": m.clone(), "deviation": d.clone()} for m, d in zip(means, deviations, strict=True)]
-
-
-@torch.no_grad()
-def decode(vae: nn.Module, latents: Tensor) -> Tensor:
-    """Latents (b, c, 1, h, w), normalised, to pixels (b, 3, 1, 8 h, 8 w) in -1..1, float32."""
-    raw = latents[:, :, 0].float() / vae.config.scaling_factor + _shift(vae)
-    return vae.decode(raw.to(vae.device, vae.dtype)).sample.float()[:, :, None]
+def entries(means: Tensor, deviations: Tensor) -> list[Conditions]:
+    """What is cached of each item for latents (b, c, f, h, w), on the CPU."""
+    return [{"mean": m.clone(), "deviation": d.clone()} for m, d in zip(means.cpu(), deviations.cpu(), strict=True)]
 
 
 def _shift(vae: nn.Module) -> float:

@@ -18,6 +18,7 @@ What only some families have stands in protocols of its own below `Family`; the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -100,6 +101,12 @@ class Family(Protocol):
     def load_denoiser(self, base: BaseModel, expert: Expert, device: torch.device, dtype: torch.dtype) -> nn.Module:
         """The denoiser, frozen."""
 
+    def empty_denoiser(self, base: BaseModel, expert: Expert) -> nn.Module:
+        """The denoiser without weights, for its layers' names and shapes."""
+
+    def denoiser_naming(self, config: Mapping[str, Any]) -> Naming:
+        """Where single files have each weight of a denoiser of that configuration."""
+
     def loss(
         self,
         denoiser: nn.Module,
@@ -179,14 +186,6 @@ class NamesLayers(Protocol):
 
     def module_of(self, name: str) -> str:
         """The module that a LoRA file of any layout calls `name` (prefix and suffix taken off)."""
-
-
-@runtime_checkable
-class ReadsSingleFiles(Protocol):
-    """A family whose denoiser is also read from files that name its weights otherwise than diffusers does."""
-
-    def denoiser_naming(self) -> Naming:
-        """Where such a file has each weight."""
 
 
 @runtime_checkable

@@ -1,12 +1,29 @@
 """Flow matching, as the families that interpolate between latents and noise share it.
 
 x_s = (1 - s) x_0 + s noise, and the denoiser learns the velocity noise - x_0 (rectified flow, arXiv 2209.03003; the
-logit-normal and shifted draws of s are `engine.noise`'s).
+logit-normal and shifted draws of s are `engine.noise`'s). FLUX.1 and Qwen-Image see latents as rows of tokens, 2 x 2 of them
+in one of four times the channels, and shift s the further the more tokens a picture has; both are previewed with the Euler
+steps of diffusers' `FlowMatchEulerDiscreteScheduler`, set up as their pipelines do it, so that the same seed gives the same
+picture.
 """
 
 from __future__ import annotations
 
-from torch import Tensor
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lorapod.engine.families.base import Conditions, PreviewRequest
+from lorapod.engine.losses import mean_over_weights, weight_of
+from lorapod.models import BaseModel
+
+SIDE = 2
+"""Latents a side of a token."""
+
+FACTOR = 8
+"""Pixels a side of a latent."""
 
 
 def noised(latents: Tensor, noise: Tensor, noise_level: Tensor) -> Tensor:
@@ -21,8 +38,102 @@ def velocity_loss(predicted: Tensor, latents: Tensor, noise: Tensor, weight: Ten
     Args:
         weight: How much each place counts, broadcastable to the latents; the mean is over weights.
     """
-    squares = (predicted - (noise - latents)).square()
-    if weight is None:
-        return squares.flatten(1).mean(1)
-    weight = weight.expand_as(squares)
-    return (squares * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)
+    return mean_over_weights((predicted - (noise - latents)).square(), weight)
+
+
+def packed(latents: Tensor) -> Tensor:
+    """Latents (b, c, 1, h, w) as tokens (b, h/2 * w/2, c * 4), row by row; within a token channels come first."""
+    b, c, _, h, w = latents.shape
+    blocks = latents[:, :, 0].reshape(b, c, h // SIDE, SIDE, w // SIDE, SIDE)
+    return blocks.permute(0, 2, 4, 1, 3, 5).reshape(b, (h // SIDE) * (w // SIDE), c * SIDE * SIDE)
+
+
+def unpacked(tokens: Tensor, height: int, width: int) -> Tensor:
+    """The inverse of `packed`: tokens (b, n, c * 4) to latents (b, c, 1, height, width)."""
+    b, _, channels = tokens.shape
+    c = channels // (SIDE * SIDE)
+    blocks = tokens.reshape(b, height // SIDE, width // SIDE, c, SIDE, SIDE)
+    return blocks.permute(0, 3, 1, 4, 2, 5).reshape(b, c, height, width)[:, :, None]
+
+
+class LearnsVelocity:
+    """The part of a flow-matching family of pictures that is about its loss."""
+
+    frame_step = 1
+    fps = None
+
+    def velocity(self, denoiser: nn.Module, noisy: Tensor, noise_level: Tensor, texts: list[Conditions]) -> Tensor:
+        """Predicted noise - x_0 of `noisy` (b, c, 1, h, w) at `noise_level` (b,), likewise, float32."""
+        raise NotImplementedError
+
+    def loss(
+        self,
+        denoiser: nn.Module,
+        latents: Tensor,
+        noise: Tensor,
+        noise_level: Tensor,
+        items: list[Conditions],
+        texts: list[Conditions],
+    ) -> Tensor:
+        """Loss of each item, (b,)."""
+        predicted = self.velocity(denoiser, noised(latents, noise, noise_level), noise_level, texts)
+        return velocity_loss(predicted, latents, noise, weight_of(items, latents))
+
+
+class SeesTokens(LearnsVelocity):
+    """The part of FLUX.1 and Qwen-Image that is about tokens.
+
+    Attributes:
+        shift_points: Two numbers of tokens, each with mu there (`base_image_seq_len` and `base_shift`,
+            `max_image_seq_len` and `max_shift` of the scheduler's configuration).
+    """
+
+    pixel_divisor = FACTOR * SIDE
+    shift_points: ClassVar[tuple[tuple[int, float], tuple[int, float]]]
+
+    def resolution_shift(self, latents_shape: tuple[int, ...]) -> float:
+        """The shift k = exp(mu) of a picture with latents (..., h, w), mu being linear in its number of tokens."""
+        low, high = self.shift_points
+        count = (latents_shape[-2] // SIDE) * (latents_shape[-1] // SIDE)
+        slope = (high[1] - low[1]) / (high[0] - low[0])
+        return math.exp(low[1] + slope * (count - low[0]))
+
+    def drawn_velocity(
+        self, denoiser: nn.Module, noisy: Tensor, noise_level: Tensor, request: PreviewRequest
+    ) -> Tensor:
+        """What a preview follows from `noisy` (1, c, 1, h, w): the velocity with its guidance, likewise."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def sample(self, denoiser: nn.Module, base: BaseModel, request: PreviewRequest) -> Tensor:
+        """Latents (c, 1, h, w) of one preview."""
+        height, width = request.height // FACTOR, request.width // FACTOR
+        shape = (1, denoiser.config.in_channels // SIDE**2, 1, height, width)
+        generator = torch.Generator("cpu").manual_seed(request.seed)
+        tokens = packed(torch.randn(shape, generator=generator).to(denoiser.device))
+        scheduler = _scheduler(base, tokens.shape[1], request.steps, denoiser.device)
+        for timestep in scheduler.timesteps:
+            level = timestep.float()[None] / 1000
+            velocity = self.drawn_velocity(denoiser, unpacked(tokens, height, width), level, request)
+            tokens = scheduler.step(packed(velocity), timestep, tokens, return_dict=False)[0]
+        return unpacked(tokens, height, width)[0].float()
+
+
+def _scheduler(base: BaseModel, tokens: int, steps: int, device: torch.device) -> Any:
+    """The base model's scheduler with its timesteps for a picture of so many tokens."""
+    import numpy as np
+    from diffusers import FlowMatchEulerDiscreteScheduler
+    from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(base.folder / "scheduler", local_files_only=True)
+    config = scheduler.config
+    mu = calculate_shift(
+        tokens,
+        config.get("base_image_seq_len", 256),
+        config.get("max_image_seq_len", 4096),
+        config.get("base_shift", 0.5),
+        config.get("max_shift", 1.15),
+    )
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), device=device, mu=mu)
+    scheduler.set_begin_index(0)
+    return scheduler

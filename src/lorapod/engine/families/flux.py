@@ -10,17 +10,19 @@ ones) is previewed with classifier-free guidance in its place. Not covered: Kont
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lorapod.engine.families import autoencoder
+from lorapod.engine.families import flux_names, ldm_names
+from lorapod.engine.families.autoencoder import WithAutoencoder
 from lorapod.engine.families.base import Conditions, Expert, PreviewRequest
-from lorapod.engine.families.flow import noised, velocity_loss
-from lorapod.engine.families.flow_sampling import euler
-from lorapod.engine.families.tokens import SIDE, packed, shift_for, unpacked
+from lorapod.engine.families.flow import SIDE, SeesTokens, packed, unpacked
+from lorapod.engine.families.shared import OfDiffusers
+from lorapod.engine.weights import Naming, load_transformers
 from lorapod.models import BaseModel
 from lorapod.recipe.schema import LoraFormat, Targets
 
@@ -42,6 +44,8 @@ _TARGETS = {
     Targets.ATTENTION: _ATTENTION,
     Targets.ATTENTION_FEED_FORWARD: f"{_ATTENTION}|{_FEED_FORWARD}",
     Targets.ALL: rf"{_ATTENTION}|{_FEED_FORWARD}|{_DOUBLE}\.norm1(?:_context)?\.linear|{_SINGLE}\.norm\.linear",
+    # Layers that are enough for a likeness by the documentation of ai-toolkit.
+    Targets.CHARACTER: r"single_transformer_blocks\.(?:7|12|16|20)\.proj_out",
 }
 
 
@@ -55,28 +59,24 @@ class TextEncoders:
     t5: nn.Module
 
 
-class Flux:
+class Flux(OfDiffusers, WithAutoencoder, SeesTokens):
     """The `flux` family."""
 
     name = "flux"
-    pixel_divisor = 16
-    frame_step = 1
-    fps = None
+    denoiser_class = "FluxTransformer2DModel"
+    target_layers = _TARGETS
+    shift_points = (256, 0.5), (4096, 1.15)
     experts = (Expert(),)
     formats = (LoraFormat.COMFYUI, LoraFormat.DIFFUSERS)  # kohya's files name the fused layers of the original
 
     def load_text_encoder(self, base: BaseModel, device: torch.device, dtype: torch.dtype) -> TextEncoders:
         from transformers import AutoTokenizer, CLIPTextModel, CLIPTokenizer, T5EncoderModel
 
-        def load(kind: Any, part: str) -> nn.Module:
-            model = kind.from_pretrained(base.folder / part, dtype=dtype, local_files_only=True)
-            return model.to(device).eval().requires_grad_(False)
-
         return TextEncoders(
             CLIPTokenizer.from_pretrained(base.folder / "tokenizer", local_files_only=True),
-            load(CLIPTextModel, "text_encoder"),
+            load_transformers(CLIPTextModel, base, "text_encoder", device, dtype, ldm_names.CLIP_L),
             AutoTokenizer.from_pretrained(base.folder / "tokenizer_2", local_files_only=True),
-            load(T5EncoderModel, "text_encoder_2"),
+            load_transformers(T5EncoderModel, base, "text_encoder_2", device, dtype, flux_names.T5),
         )
 
     def token_limit(self) -> int:
@@ -98,94 +98,51 @@ class Flux:
             for row, vector, length in zip(states, pooled, lengths, strict=True)
         ]
 
-    def load_vae(self, base: BaseModel, device: torch.device, dtype: torch.dtype) -> nn.Module:
-        return autoencoder.load(base, device, dtype)
-
-    def encode_pixels(self, vae: nn.Module, pixels: Tensor) -> list[Conditions]:
-        entries: list[Conditions] = autoencoder.encode(vae, pixels)
-        return entries
-
-    def decode_latents(self, vae: nn.Module, latents: Tensor) -> Tensor:
-        return autoencoder.decode(vae, latents)
+    def denoiser_naming(self, config: Mapping[str, Any]) -> Naming:
+        return flux_names.TRANSFORMER
 
     def ignores_negative_prompt(self, base: BaseModel) -> bool:
         config = json.loads((base.folder / self.experts[0].component / "config.json").read_text(encoding="utf-8"))
         return bool(config.get("guidance_embeds"))
 
-    def resolution_shift(self, latents_shape: tuple[int, ...]) -> float:
-        """mu of the scheduler's configuration: 0.5 at 256 tokens, 1.15 at 4,096."""
-        return shift_for(latents_shape, (256, 0.5), (4096, 1.15))
-
-    def load_denoiser(self, base: BaseModel, expert: Expert, device: torch.device, dtype: torch.dtype) -> nn.Module:
-        from diffusers import FluxTransformer2DModel
-
-        denoiser = FluxTransformer2DModel.from_pretrained(
-            base.folder / expert.component, torch_dtype=dtype, local_files_only=True
-        )
-        return denoiser.to(device).requires_grad_(False)
-
     def velocity(
         self,
         denoiser: nn.Module,
-        tokens: Tensor,
-        grid: tuple[int, int],
+        noisy: Tensor,
         noise_level: Tensor,
         texts: list[Conditions],
-        guidance: float,
+        guidance: float = TRAINING_GUIDANCE,
     ) -> Tensor:
-        """Predicted noise - x0 of `tokens` (b, n, 64) on a grid of rows and columns, likewise, float32."""
-        dtype, device = next(denoiser.parameters()).dtype, tokens.device
+        """Predicted noise - x0 of `noisy` (b, c, 1, h, w) at `noise_level` (b,), likewise, float32."""
+        dtype, device = next(denoiser.parameters()).dtype, noisy.device
+        height, width = noisy.shape[-2:]
         captions = torch.stack([text["tokens"] for text in texts]).to(device, dtype)
         given = torch.full_like(noise_level, guidance) if denoiser.config.guidance_embeds else None
-        return denoiser(
-            hidden_states=tokens.to(dtype),
+        predicted = denoiser(
+            hidden_states=packed(noisy).to(dtype),
             timestep=noise_level,
             guidance=given,
             pooled_projections=torch.stack([text["pooled"] for text in texts]).to(device, dtype),
             encoder_hidden_states=captions,
             txt_ids=torch.zeros(captions.shape[1], 3, device=device, dtype=dtype),
-            img_ids=_positions(*grid).to(device, dtype),
+            img_ids=_positions(height // SIDE, width // SIDE).to(device, dtype),
             return_dict=False,
-        )[0].float()
+        )[0]
+        return unpacked(predicted.float(), height, width)
 
-    def loss(
-        self,
-        denoiser: nn.Module,
-        latents: Tensor,
-        noise: Tensor,
-        noise_level: Tensor,
-        items: list[Conditions],
-        texts: list[Conditions],
+    def drawn_velocity(
+        self, denoiser: nn.Module, noisy: Tensor, noise_level: Tensor, request: PreviewRequest
     ) -> Tensor:
-        height, width = latents.shape[-2:]
-        tokens = packed(noised(latents, noise, noise_level))
-        grid = (height // SIDE, width // SIDE)
-        predicted = self.velocity(denoiser, tokens, grid, noise_level, texts, TRAINING_GUIDANCE)
-        return velocity_loss(unpacked(predicted, height, width), latents, noise)
-
-    def targets(self, targets: Targets) -> str:
-        return _TARGETS[targets]
+        """As `FluxPipeline` has it."""
+        towards = self.velocity(denoiser, noisy, noise_level, [request.text], request.guidance)
+        if denoiser.config.guidance_embeds or request.guidance <= 1 or request.negative is None:
+            return towards
+        away = self.velocity(denoiser, noisy, noise_level, [request.negative], request.guidance)
+        return away + request.guidance * (towards - away)
 
     def export_key(self, module: str, format: LoraFormat) -> str:
         """ComfyUI knows FLUX's layers by diffusers' names too."""
         return f"transformer.{module}"
-
-    @torch.no_grad()
-    def sample(self, denoiser: nn.Module, base: BaseModel, request: PreviewRequest) -> Tensor:
-        """The steps of `FluxPipeline`: same seed, same picture."""
-        height, width = request.height // autoencoder.FACTOR, request.width // autoencoder.FACTOR
-        grid = (height // SIDE, width // SIDE)
-        guided = not denoiser.config.guidance_embeds and request.guidance > 1
-
-        def velocity(tokens: Tensor, level: Tensor) -> Tensor:
-            towards = self.velocity(denoiser, tokens, grid, level, [request.text], request.guidance)
-            if not guided or request.negative is None:
-                return towards
-            away = self.velocity(denoiser, tokens, grid, level, [request.negative], request.guidance)
-            return away + request.guidance * (towards - away)
-
-        shape = (denoiser.config.in_channels // SIDE**2, height, width)
-        return euler(base, shape, request.steps, request.seed, denoiser.device, velocity)
 
 
 def _positions(rows: int, columns: int) -> Tensor:

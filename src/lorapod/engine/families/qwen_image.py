@@ -17,16 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from lorapod.engine.families import wan_names
+from lorapod.engine.families.autoencoder import entries
 from lorapod.engine.families.base import Conditions, Expert, PreviewRequest
-from lorapod.engine.families.flow import noised, velocity_loss
-from lorapod.engine.families.flow_sampling import euler
-from lorapod.engine.families.tokens import SIDE, packed, shift_for, unpacked
+from lorapod.engine.families.flow import SIDE, SeesTokens, packed, unpacked
+from lorapod.engine.families.shared import OfDiffusers
+from lorapod.engine.weights import Naming, Rows, load_diffusers, load_transformers
 from lorapod.lora_names import kohya
 from lorapod.models import BaseModel
 from lorapod.recipe.schema import LoraFormat, Targets
-
-FACTOR = 8
-"""Pixels a side of a latent."""
 
 MAX_TOKENS = 1024
 """Limit of the pipeline, counted from after the template."""
@@ -39,6 +38,11 @@ TEMPLATE = (
 
 TEMPLATE_TOKENS = 34
 """Tokens of the template before the caption (`prompt_template_encode_start_idx`)."""
+
+TEXT_ENCODER_NAMES = Naming(
+    lambda name: Rows(name.replace("language_model.", "model.", 1)), prefixes=("model.",), unused=("lm_head.",)
+)
+"""Qwen2.5-VL as it is published, and as newer versions of transformers write it."""
 
 _BLOCK = r"transformer_blocks\.\d+"
 _ATTENTION = rf"{_BLOCK}\.attn\.(?:to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)"
@@ -58,25 +62,23 @@ class TextEncoder:
     model: nn.Module
 
 
-class QwenImage:
+class QwenImage(OfDiffusers, SeesTokens):
     """The `qwen_image` family."""
 
     name = "qwen_image"
-    pixel_divisor = 16
-    frame_step = 1
-    fps = None
+    denoiser_class = "QwenImageTransformer2DModel"
+    target_layers = _TARGETS
+    shift_points = (256, 0.5), (8192, 0.9)
     experts = (Expert(),)
     formats = tuple(LoraFormat)
 
     def load_text_encoder(self, base: BaseModel, device: torch.device, dtype: torch.dtype) -> TextEncoder:
-        from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+        from transformers import AutoTokenizer, Qwen2_5_VLModel
 
         tokenizer = AutoTokenizer.from_pretrained(base.folder / "tokenizer", local_files_only=True)
-        whole = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            base.folder / "text_encoder", dtype=dtype, local_files_only=True
-        )
         # Without its head, which would only compute a vocabulary's worth of numbers a token that nobody looks at.
-        return TextEncoder(tokenizer, whole.model.to(device).eval().requires_grad_(False))
+        model = load_transformers(Qwen2_5_VLModel, base, "text_encoder", device, dtype, TEXT_ENCODER_NAMES)
+        return TextEncoder(tokenizer, model)
 
     def token_limit(self) -> int:
         return MAX_TOKENS
@@ -99,16 +101,13 @@ class QwenImage:
     def load_vae(self, base: BaseModel, device: torch.device, dtype: torch.dtype) -> nn.Module:
         from diffusers import AutoencoderKLQwenImage
 
-        vae = AutoencoderKLQwenImage.from_pretrained(base.folder / "vae", torch_dtype=dtype, local_files_only=True)
-        return vae.to(device).eval().requires_grad_(False)
+        return load_diffusers(AutoencoderKLQwenImage, base, "vae", device, dtype, wan_names.vae)
 
     @torch.no_grad()
     def encode_pixels(self, vae: nn.Module, pixels: Tensor) -> list[Conditions]:
         posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist  # (b, c, 1, h, w)
         mean, std = _statistics(vae)
-        means = ((posterior.mean.float() - mean) / std).cpu()
-        deviations = (posterior.std.float() / std).cpu()
-        return [{"mean": m.clone(), "deviation": d.clone()} for m, d in zip(means, deviations, strict=True)]
+        return entries((posterior.mean.float() - mean) / std, posterior.std.float() / std)
 
     @torch.no_grad()
     def decode_latents(self, vae: nn.Module, latents: Tensor) -> Tensor:
@@ -116,58 +115,36 @@ class QwenImage:
         raw = latents.to(vae.device).float() * std + mean
         return vae.decode(raw.to(vae.dtype)).sample.float()
 
-    def resolution_shift(self, latents_shape: tuple[int, ...]) -> float:
-        """mu of the scheduler's configuration: 0.5 at 256 tokens, 0.9 at 8,192."""
-        return shift_for(latents_shape, (256, 0.5), (8192, 0.9))
-
-    def load_denoiser(self, base: BaseModel, expert: Expert, device: torch.device, dtype: torch.dtype) -> nn.Module:
-        from diffusers import QwenImageTransformer2DModel
-
-        denoiser = QwenImageTransformer2DModel.from_pretrained(
-            base.folder / expert.component, torch_dtype=dtype, local_files_only=True
-        )
-        return denoiser.to(device).requires_grad_(False)
-
-    def velocity(
-        self,
-        denoiser: nn.Module,
-        tokens: Tensor,
-        grid: tuple[int, int],
-        noise_level: Tensor,
-        texts: list[Conditions],
-    ) -> Tensor:
-        """Predicted noise - x0 of `tokens` (b, n, 64) on a grid of rows and columns, likewise, float32."""
-        dtype, device = next(denoiser.parameters()).dtype, tokens.device
+    def velocity(self, denoiser: nn.Module, noisy: Tensor, noise_level: Tensor, texts: list[Conditions]) -> Tensor:
+        """Predicted noise - x0 of `noisy` (b, c, 1, h, w) at `noise_level` (b,), likewise, float32."""
+        dtype, device = next(denoiser.parameters()).dtype, noisy.device
+        height, width = noisy.shape[-2:]
         captions = [text["tokens"].to(device, dtype) for text in texts]
         lengths = [len(caption) for caption in captions]
         mask = None
         if len(set(lengths)) > 1:
             mask = (torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]).long().to(device)  # (b, l)
-        return denoiser(
-            hidden_states=tokens.to(dtype),
+        predicted = denoiser(
+            hidden_states=packed(noisy).to(dtype),
             timestep=noise_level,
             encoder_hidden_states=pad_sequence(captions, batch_first=True),
             encoder_hidden_states_mask=mask,
-            img_shapes=[[(1, *grid)]] * len(texts),
+            img_shapes=[[(1, height // SIDE, width // SIDE)]] * len(texts),
             return_dict=False,
-        )[0].float()
+        )[0]
+        return unpacked(predicted.float(), height, width)
 
-    def loss(
-        self,
-        denoiser: nn.Module,
-        latents: Tensor,
-        noise: Tensor,
-        noise_level: Tensor,
-        items: list[Conditions],
-        texts: list[Conditions],
+    def drawn_velocity(
+        self, denoiser: nn.Module, noisy: Tensor, noise_level: Tensor, request: PreviewRequest
     ) -> Tensor:
-        height, width = latents.shape[-2:]
-        tokens = packed(noised(latents, noise, noise_level))
-        predicted = self.velocity(denoiser, tokens, (height // SIDE, width // SIDE), noise_level, texts)
-        return velocity_loss(unpacked(predicted, height, width), latents, noise)
-
-    def targets(self, targets: Targets) -> str:
-        return _TARGETS[targets]
+        """As `QwenImagePipeline` has it: each token's guidance gets the length of the prompt's prediction."""
+        towards = self.velocity(denoiser, noisy, noise_level, [request.text])
+        if request.guidance <= 1 or request.negative is None:
+            return towards
+        away = self.velocity(denoiser, noisy, noise_level, [request.negative])
+        guided = packed(away + request.guidance * (towards - away))
+        length = packed(towards).norm(dim=-1, keepdim=True)
+        return unpacked(guided * (length / guided.norm(dim=-1, keepdim=True)), *noisy.shape[-2:])
 
     def export_key(self, module: str, format: LoraFormat) -> str:
         """The original checkpoint has diffusers' names, so that nothing is renamed."""
@@ -178,23 +155,6 @@ class QwenImage:
     def module_of(self, name: str) -> str:
         """The module that a LoRA file of any layout calls `name`."""
         return kohya.module_of(name)
-
-    @torch.no_grad()
-    def sample(self, denoiser: nn.Module, base: BaseModel, request: PreviewRequest) -> Tensor:
-        """The steps of `QwenImagePipeline`, guidance with the length of the prompt's prediction: same seed, same picture."""
-        height, width = request.height // FACTOR, request.width // FACTOR
-        grid = (height // SIDE, width // SIDE)
-
-        def velocity(tokens: Tensor, level: Tensor) -> Tensor:
-            towards = self.velocity(denoiser, tokens, grid, level, [request.text])
-            if request.guidance <= 1 or request.negative is None:
-                return towards
-            away = self.velocity(denoiser, tokens, grid, level, [request.negative])
-            guided = away + request.guidance * (towards - away)
-            return guided * (towards.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
-
-        shape = (denoiser.config.in_channels // SIDE**2, height, width)
-        return euler(base, shape, request.steps, request.seed, denoiser.device, velocity)
 
 
 def _statistics(vae: nn.Module) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from lorapod.data import Placement
-from lorapod.engine.families import autoencoder
+from lorapod.engine.families import ldm_names
+from lorapod.engine.families.autoencoder import FACTOR, WithAutoencoder
 from lorapod.engine.families.base import Conditions, Expert, PreviewRequest
+from lorapod.engine.families.shared import OfDiffusers
+from lorapod.engine.losses import mean_over_weights, weight_of
+from lorapod.engine.weights import Naming, load_transformers
 from lorapod.errors import BaseModelError
 from lorapod.lora_names import kohya
 from lorapod.models import BaseModel
@@ -38,6 +43,9 @@ _TARGETS = {
     Targets.ATTENTION_FEED_FORWARD: rf"{_LAYER}\.(?:{_ATTENTION}|ff\.net\.(?:0\.proj|2))",
     Targets.ALL: rf"{_LAYER}\.(?:{_ATTENTION}|ff\.net\.(?:0\.proj|2))"
     rf"|{_BLOCKS}\.(?:attentions\.\d+\.proj_(?:in|out)|resnets\.\d+\.time_emb_proj)",
+    # The two blocks that B-LoRA (arXiv 2403.14572) found to hold a picture's content and its style.
+    Targets.CHARACTER: rf"up_blocks\.0\.attentions\.0\.transformer_blocks\.\d+\.{_ATTENTION}",
+    Targets.STYLE: rf"up_blocks\.0\.attentions\.1\.transformer_blocks\.\d+\.{_ATTENTION}",
 }
 
 
@@ -86,10 +94,12 @@ class TextEncoders:
     models: tuple[nn.Module, nn.Module]
 
 
-class SDXL:
+class SDXL(OfDiffusers, WithAutoencoder):
     """The `sdxl` family."""
 
     name = "sdxl"
+    denoiser_class = "UNet2DConditionModel"
+    target_layers = _TARGETS
     pixel_divisor = 8
     frame_step = 1
     fps = None
@@ -124,12 +134,15 @@ class SDXL:
             CLIPTokenizer.from_pretrained(base.folder / part, local_files_only=True)
             for part in ("tokenizer", "tokenizer_2")
         )
-        models = tuple(
-            kind.from_pretrained(base.folder / part, dtype=dtype, local_files_only=True)
-            .to(device).eval().requires_grad_(False)
-            for kind, part in ((CLIPTextModel, "text_encoder"), (CLIPTextModelWithProjection, "text_encoder_2"))
-        )  # fmt: skip
-        return TextEncoders((tokenizers[0], tokenizers[1]), (models[0], models[1]))
+        return TextEncoders(
+            (tokenizers[0], tokenizers[1]),
+            (
+                load_transformers(CLIPTextModel, base, "text_encoder", device, dtype, ldm_names.CLIP_L),
+                load_transformers(
+                    CLIPTextModelWithProjection, base, "text_encoder_2", device, dtype, ldm_names.OPEN_CLIP
+                ),
+            ),
+        )
 
     def token_limit(self) -> int:
         return MAX_TOKENS
@@ -155,14 +168,7 @@ class SDXL:
 
     def load_vae(self, base: BaseModel, device: torch.device, dtype: torch.dtype) -> nn.Module:
         """In float32 whatever the recipe says: SDXL's own VAE overflows in half precision, and latents are made once."""
-        return autoencoder.load(base, device, torch.float32)
-
-    def encode_pixels(self, vae: nn.Module, pixels: Tensor) -> list[Conditions]:
-        entries: list[Conditions] = autoencoder.encode(vae, pixels)
-        return entries
-
-    def decode_latents(self, vae: nn.Module, latents: Tensor) -> Tensor:
-        return autoencoder.decode(vae, latents)
+        return super().load_vae(base, device, torch.float32)
 
     def placed(self, entry: Conditions, placement: Placement) -> Conditions:
         """The entry with "time_ids" (6,): height and width of the source, top and left of the crop, size of the bucket."""
@@ -170,13 +176,8 @@ class SDXL:
         left, top, right, bottom = placement.crop
         return {**entry, "time_ids": torch.tensor([height, width, top, left, bottom - top, right - left])}
 
-    def load_denoiser(self, base: BaseModel, expert: Expert, device: torch.device, dtype: torch.dtype) -> nn.Module:
-        from diffusers import UNet2DConditionModel
-
-        denoiser = UNet2DConditionModel.from_pretrained(
-            base.folder / expert.component, torch_dtype=dtype, local_files_only=True
-        )
-        return denoiser.to(device).requires_grad_(False)
+    def denoiser_naming(self, config: Mapping[str, Any]) -> Naming:
+        return ldm_names.unet(config)
 
     def predict(
         self, denoiser: nn.Module, noisy: Tensor, timestep: Tensor, time_ids: Tensor, texts: list[Conditions]
@@ -210,11 +211,11 @@ class SDXL:
         share = self._alphas(timestep).view(-1, 1, 1, 1, 1)
         noisy = share.sqrt() * latents + (1 - share).sqrt() * noise
         target = share.sqrt() * noise - (1 - share).sqrt() * latents if self.schedule.predicts_v else noise
-        height, width = (side * autoencoder.FACTOR for side in latents.shape[-2:])
+        height, width = (side * FACTOR for side in latents.shape[-2:])
         whole = torch.tensor([height, width, 0, 0, height, width], device=latents.device)
         time_ids = torch.stack([item.get("time_ids", whole) for item in items])
         predicted = self.predict(denoiser, noisy[:, :, 0], timestep, time_ids, texts)[:, :, None]
-        return (predicted - target).square().flatten(1).mean(1)
+        return mean_over_weights((predicted - target).square(), weight_of(items, latents))
 
     def min_snr_weight(self, noise_level: Tensor, gamma: float) -> Tensor:
         """Weight of each item's loss, (b,): min(SNR, gamma) / SNR, and / (SNR + 1) where v is predicted.
@@ -231,9 +232,6 @@ class SDXL:
         if schedule.alphas_cumprod.device != timestep.device:
             self._schedule = NoiseSchedule(schedule.alphas_cumprod.to(timestep.device), schedule.predicts_v)
         return self.schedule.alphas_cumprod[timestep]
-
-    def targets(self, targets: Targets) -> str:
-        return _TARGETS[targets]
 
     def export_key(self, module: str, format: LoraFormat) -> str:
         """ComfyUI knows SDXL's layers by kohya's names; what peft writes for diffusers it does not match."""
@@ -254,7 +252,7 @@ class SDXL:
         device = denoiser.device
         generator = torch.Generator("cpu").manual_seed(request.seed)
         scheduler.set_timesteps(request.steps, device=device)
-        height, width = request.height // autoencoder.FACTOR, request.width // autoencoder.FACTOR
+        height, width = request.height // FACTOR, request.width // FACTOR
         shape = (1, denoiser.config.in_channels, height, width)
         latents = torch.randn(shape, generator=generator).to(device) * scheduler.init_noise_sigma
         guided = request.guidance > 1 and request.negative is not None

@@ -10,6 +10,7 @@ VACE, Animate, S2V.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MethodType
@@ -18,8 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lorapod.engine.families import wan_names
 from lorapod.engine.families.base import Conditions, Expert, PreviewRequest
 from lorapod.engine.families.flow import noised, velocity_loss
+from lorapod.engine.families.shared import OfDiffusers
+from lorapod.engine.losses import weight_of
+from lorapod.engine.weights import Naming, load_diffusers, load_transformers
 from lorapod.lora_names.kohya import kohya_name
 from lorapod.lora_names.wan import diffusers_name, original_name
 from lorapod.models import BaseModel
@@ -109,7 +114,7 @@ class Sampling:
 class Vae(nn.Module):  # type: ignore[misc]
     """The VAE, and the image encoder beside it, which is loaded when the first item is encoded."""
 
-    def __init__(self, vae: nn.Module, images: Path | None, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, vae: nn.Module, images: BaseModel | None, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
         self.vae, self._images, self._device, self._dtype = vae, images, device, dtype
         self._encoder: tuple[Any, nn.Module] | None = None
@@ -141,18 +146,20 @@ class Vae(nn.Module):  # type: ignore[misc]
             from transformers import CLIPImageProcessor, CLIPVisionModel
 
             assert self._images is not None
-            processor = CLIPImageProcessor.from_pretrained(self._images / "image_processor", local_files_only=True)
-            model = CLIPVisionModel.from_pretrained(
-                self._images / "image_encoder", dtype=self._dtype, local_files_only=True
+            folder, names = self._images.folder / "image_processor", wan_names.IMAGE_ENCODER
+            self._encoder = (
+                CLIPImageProcessor.from_pretrained(folder, local_files_only=True),
+                load_transformers(CLIPVisionModel, self._images, "image_encoder", self._device, self._dtype, names),
             )
-            self._encoder = processor, model.to(self._device).eval().requires_grad_(False)
         return self._encoder
 
 
-class Wan:
+class Wan(OfDiffusers):
     """The `wan` family; `of` gives it for a base model."""
 
     name = "wan"
+    denoiser_class = "WanTransformer3DModel"
+    target_layers = _TARGETS
     frame_step = TEMPORAL
     formats = tuple(LoraFormat)
 
@@ -171,8 +178,8 @@ class Wan:
         from transformers import AutoTokenizer, UMT5EncoderModel
 
         tokenizer = AutoTokenizer.from_pretrained(base.folder / "tokenizer", local_files_only=True)
-        model = UMT5EncoderModel.from_pretrained(base.folder / "text_encoder", dtype=dtype, local_files_only=True)
-        return TextEncoder(tokenizer, model.to(device).eval().requires_grad_(False))
+        naming = wan_names.TEXT_ENCODER
+        return TextEncoder(tokenizer, load_transformers(UMT5EncoderModel, base, "text_encoder", device, dtype, naming))
 
     def token_limit(self) -> int:
         return MAX_TOKENS
@@ -196,9 +203,8 @@ class Wan:
     def load_vae(self, base: BaseModel, device: torch.device, dtype: torch.dtype) -> Vae:
         from diffusers import AutoencoderKLWan
 
-        vae = AutoencoderKLWan.from_pretrained(base.folder / "vae", torch_dtype=torch.float32, local_files_only=True)
-        images = base.folder if self.variant.image_tokens else None
-        return Vae(vae.to(device).eval().requires_grad_(False), images, device, dtype)
+        vae = load_diffusers(AutoencoderKLWan, base, "vae", device, torch.float32, wan_names.vae)
+        return Vae(vae, base if self.variant.image_tokens else None, device, dtype)
 
     def conditions_made_by(self, base: BaseModel) -> str:
         """What entries depend on beside the VAE."""
@@ -233,14 +239,13 @@ class Wan:
     def decode_latents(self, vae: Vae, latents: Tensor) -> Tensor:
         return vae.decode(latents)
 
-    def load_denoiser(self, base: BaseModel, expert: Expert, device: torch.device, dtype: torch.dtype) -> nn.Module:
-        from diffusers import WanTransformer3DModel
+    def denoiser_naming(self, config: Mapping[str, Any]) -> Naming:
+        return wan_names.TRANSFORMER
 
-        denoiser = WanTransformer3DModel.from_pretrained(
-            base.folder / expert.component, torch_dtype=dtype, local_files_only=True
-        )
+    def load_denoiser(self, base: BaseModel, expert: Expert, device: torch.device, dtype: torch.dtype) -> nn.Module:
+        denoiser = super().load_denoiser(base, expert, device, dtype)
         _keep_exact(denoiser.condition_embedder.time_embedder)
-        return denoiser.to(device).requires_grad_(False)
+        return denoiser
 
     def velocity(
         self,
@@ -285,13 +290,15 @@ class Wan:
     ) -> Tensor:
         noisy = noised(latents, noise, noise_level)
         clean = self._clean_frames(latents, items)
+        weight = weight_of(items, latents)
         if clean is None:
-            return velocity_loss(self.velocity(denoiser, noisy, noise_level, items, texts), latents, noise)
+            return velocity_loss(self.velocity(denoiser, noisy, noise_level, items, texts), latents, noise, weight)
         is_clean = clean[:, None, :, None, None]
         predicted = self.velocity(
             denoiser, torch.where(is_clean, latents, noisy), noise_level, items, texts, clean=clean
         )
-        return velocity_loss(predicted, latents, noise, weight=(~is_clean).float())
+        learnt = (~is_clean).float()
+        return velocity_loss(predicted, latents, noise, learnt if weight is None else learnt * weight)
 
     def _clean_frames(self, latents: Tensor, items: list[Conditions]) -> Tensor | None:
         """(b, f), which latent frames are given clean, as items say; None where none is."""
@@ -303,9 +310,6 @@ class Wan:
         none = torch.zeros((), dtype=torch.long, device=latents.device)
         counts = torch.stack([item.get("given_frames", none) for item in items])
         return places < counts[:, None]
-
-    def targets(self, targets: Targets) -> str:
-        return _TARGETS[targets]
 
     def export_key(self, module: str, format: LoraFormat) -> str:
         if format is LoraFormat.KOHYA:

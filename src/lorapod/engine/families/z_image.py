@@ -7,16 +7,19 @@ hidden state of the real tokens is what the denoiser is told; latents are (z - s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lorapod.engine.families import autoencoder, z_image_names
+from lorapod.engine.families import z_image_names
+from lorapod.engine.families.autoencoder import WithAutoencoder
 from lorapod.engine.families.base import Conditions, Expert, PreviewRequest
-from lorapod.engine.families.flow import noised, velocity_loss
-from lorapod.engine.weights import Naming, load_diffusers, load_transformers
+from lorapod.engine.families.flow import LearnsVelocity
+from lorapod.engine.families.shared import OfDiffusers
+from lorapod.engine.weights import Naming, load_transformers
 from lorapod.models import BaseModel
 from lorapod.recipe.schema import LoraFormat, Targets
 
@@ -40,13 +43,13 @@ class TextEncoder:
     model: nn.Module
 
 
-class ZImage:
+class ZImage(OfDiffusers, WithAutoencoder, LearnsVelocity):
     """The `z_image` family."""
 
     name = "z_image"
+    denoiser_class = "ZImageTransformer2DModel"
+    target_layers = _TARGETS
     pixel_divisor = 16
-    frame_step = 1
-    fps = None
     experts = (Expert(),)
     formats = (LoraFormat.COMFYUI, LoraFormat.DIFFUSERS)  # ComfyUI does not load kohya's names of split layers here
 
@@ -77,24 +80,7 @@ class ZImage:
         real = tokens.attention_mask.bool()
         return [{"tokens": row[keep].cpu()} for row, keep in zip(states, real, strict=True)]
 
-    def load_vae(self, base: BaseModel, device: torch.device, dtype: torch.dtype) -> nn.Module:
-        return autoencoder.load(base, device, dtype, z_image_names.vae)
-
-    def encode_pixels(self, vae: nn.Module, pixels: Tensor) -> list[Conditions]:
-        entries: list[Conditions] = autoencoder.encode(vae, pixels)
-        return entries
-
-    def decode_latents(self, vae: nn.Module, latents: Tensor) -> Tensor:
-        return autoencoder.decode(vae, latents)
-
-    def load_denoiser(self, base: BaseModel, expert: Expert, device: torch.device, dtype: torch.dtype) -> nn.Module:
-        from diffusers import ZImageTransformer2DModel
-
-        return load_diffusers(
-            ZImageTransformer2DModel, base, expert.component, device, dtype, z_image_names.TRANSFORMER
-        )
-
-    def denoiser_naming(self) -> Naming:
+    def denoiser_naming(self, config: Mapping[str, Any]) -> Naming:
         return z_image_names.TRANSFORMER
 
     def velocity(self, denoiser: nn.Module, noisy: Tensor, noise_level: Tensor, texts: list[Conditions]) -> Tensor:
@@ -103,21 +89,6 @@ class ZImage:
         tokens = [text["tokens"].to(noisy.device, dtype) for text in texts]
         raw = denoiser(list(noisy.to(dtype).unbind()), 1 - noise_level, tokens, return_dict=False)[0]
         return -torch.stack(raw).float()
-
-    def loss(
-        self,
-        denoiser: nn.Module,
-        latents: Tensor,
-        noise: Tensor,
-        noise_level: Tensor,
-        items: list[Conditions],
-        texts: list[Conditions],
-    ) -> Tensor:
-        predicted = self.velocity(denoiser, noised(latents, noise, noise_level), noise_level, texts)
-        return velocity_loss(predicted, latents, noise)
-
-    def targets(self, targets: Targets) -> str:
-        return _TARGETS[targets]
 
     def export_key(self, module: str, format: LoraFormat) -> str:
         return ("diffusion_model." if format is LoraFormat.COMFYUI else "transformer.") + module

@@ -19,6 +19,7 @@ from lorapod.recipe.schema import (
 )
 from lorapod.trainers.diffusion_pipe.interface import check_own
 from lorapod.trainers.diffusion_pipe.models import OPTIMIZERS, denoisers, model_type
+from lorapod.trainers.rendering import beyond_external
 
 MOST_RESOLUTIONS = 3
 """With more, train.py prints a warning and ends with status 0."""
@@ -81,12 +82,11 @@ def check(recipe: Recipe, entry: Entry) -> None:
 
 def _check_adapter(recipe: Recipe, kind: str) -> None:
     adapter = recipe.adapter
-    if adapter.kind in (AdapterKind.DORA, AdapterKind.LOHA):
-        raise _cannot(
-            f"train adapters of kind {adapter.kind.value}",
-            "adapter.kind",
-            "musubi" if adapter.kind is AdapterKind.LOHA else "builtin, from a later version on,",
-        )
+    if adapter.kind not in (AdapterKind.LORA, AdapterKind.LOKR):
+        who = "builtin and musubi" if adapter.kind is AdapterKind.LOHA else "builtin"
+        raise _cannot(f"train adapters of kind {adapter.kind.value}", "adapter.kind", who)
+    if beyond := beyond_external(adapter):
+        raise _cannot(*beyond, "builtin")
     if adapter.kind is AdapterKind.LOKR and kind in ("flux", "sdxl"):
         raise _cannot(f"train a LoKr of {kind}", "adapter.kind", "no trainer that lorapod knows")
     if recipe.alpha != adapter.rank:

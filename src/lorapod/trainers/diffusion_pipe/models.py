@@ -157,4 +157,5 @@ def _files(kind: str, entry: Entry, files: dict[str, Path], denoiser: Denoiser) 
 
 def left_out(recipe: Recipe, entry: Entry) -> str | None:
     """Pattern of the layers that get no adapter."""
-    return _LEFT_OUT.get(model_type(entry), {}).get(recipe.adapter.targets)
+    targets = recipe.adapter.targets
+    return _LEFT_OUT.get(model_type(entry), {}).get(targets) if isinstance(targets, Targets) else None

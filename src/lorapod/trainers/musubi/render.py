@@ -46,6 +46,7 @@ from lorapod.trainers.rendering import (
     Rendering,
     ResumePoint,
     View,
+    beyond_external,
 )
 
 Options = dict[str, Any]
@@ -89,6 +90,8 @@ def check(recipe: Recipe, entry: Entry) -> None:
     training, adapter = recipe.training, recipe.adapter
     if adapter.kind not in (AdapterKind.LORA, *_NETWORKS):
         raise _cannot(f"train adapters of kind {adapter.kind.value}", "adapter.kind", "builtin can")
+    if beyond := beyond_external(adapter):
+        raise _cannot(*beyond, "builtin can")
     if adapter.continue_from:
         raise _cannot("start from a LoRA file in the key layouts of lorapod", "adapter.continue_from", "builtin can")
     if recipe.optimizer.kind not in _OPTIMIZERS:
