@@ -12,16 +12,18 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from lorapod.errors import LorapodError, RequestError
+from lorapod.errors import CaptionError, LorapodError, RequestError
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from lorapod.captioning.check import Looked
     from lorapod.data.scan import Item
 
@@ -34,13 +36,35 @@ KEYS = (
 )  # fmt: skip
 
 
+_STILL_SIDE = 640
+"""Pixels of the longer side of a clip's frame as it is drawn."""
+
+
 @dataclass(frozen=True)
 class Done:
-    """One change, for undo."""
+    """One change of a caption file, for undo: its bytes, so that it comes back as it was.
+
+    Attributes:
+        items: Those whose caption it is, as they were.
+        said: What was found about them.
+    """
 
     path: Path
-    before: str | None
-    after: str
+    before: bytes | None
+    after: bytes
+    items: tuple[Item, ...]
+    said: dict[Path, list[str]]
+
+
+def caption_file(item: Item) -> Path:
+    """The file that an item's own caption stands in, or will. A metadata file, which says the captions of many, is never it:
+    what stands beside an item counts over what metadata say of it."""
+    from lorapod.captioning.items import NEW_CAPTION_EXTENSION
+    from lorapod.data.captions import CAPTION_EXTENSIONS
+
+    if item.caption_path and item.caption_path.suffix.lower() in CAPTION_EXTENSIONS:
+        return item.caption_path
+    return item.path.with_suffix(NEW_CAPTION_EXTENSION)
 
 
 @dataclass
@@ -50,11 +74,13 @@ class Review:
     Attributes:
         items: The suspicious first, then by name.
         said: What was found about each.
+        unseen: Files that could not be made an item, and why.
         at: Number of the item that is shown.
     """
 
     items: list[Item]
     said: dict[Path, list[str]]
+    unseen: list[str] = field(default_factory=list)
     at: int = 0
     kept: set[Path] = field(default_factory=set)
     done: list[list[Done]] = field(default_factory=list)
@@ -64,9 +90,11 @@ class Review:
         said: dict[Path, list[str]] = {}
         for finding in looked.findings:
             said.setdefault(finding.path, []).append(finding.what)
+        shown = {item.path for item in items}
+        unseen = [f"{each.path.name}: {each.what}" for each in looked.findings if each.path not in shown]
         weights = {item.path: -looked.weight(item.path) for item in items}
         order = sorted(range(len(items)), key=lambda i: (weights[items[i].path], i))
-        return cls([items[i] for i in order], said)
+        return cls([items[i] for i in order], {path: said[path] for path in said if path in shown}, unseen)
 
     @property
     def item(self) -> Item:
@@ -91,44 +119,64 @@ class Review:
         Raises:
             DiskError: One cannot be written; those before it are.
         """
-        from lorapod.files import write_text_whole
-
         together: list[Done] = []
-        self.done.append(together)
         for item, text in changes:
-            target = item.caption_path or item.path.with_suffix(".txt")
-            before = target.read_text(encoding="utf-8") if target.exists() else None
-            after = " ".join(text.split()) + "\n"
+            target, after = caption_file(item), (" ".join(text.split()) + "\n").encode()
+            before = _bytes(target)
             if before == after:
                 continue
-            write_text_whole(target, after)
-            together.append(Done(target, before, after))
-            index = self.items.index(item)
-            self.items[index] = replace(item, caption=after.strip(), caption_path=target)
-            self.said.pop(item.path, None)
-        if not together:
-            self.done.pop()
+            _write(target, after)
+            same = tuple(each for each in self.items if each.path == item.path or caption_file(each) == target)
+            said = {each.path: self.said.pop(each.path) for each in same if each.path in self.said}
+            together.append(Done(target, before, after, same, said))
+            if len(together) == 1:
+                self.done.append(together)  # what was written can be undone also where the next cannot be written
+            self._put([replace(each, caption=after.decode().strip(), caption_path=target) for each in same])
         return len(together)
+
+    def _put(self, items: Sequence[Item]) -> None:
+        """Items in place of those with the same path."""
+        where = {item.path: index for index, item in enumerate(self.items)}
+        for item in items:
+            self.items[where[item.path]] = item
 
     def undo(self) -> str:
         """Takes the newest change back; says what was done."""
-        from lorapod.files import write_text_whole
-
         if not self.done:
             return "There is nothing to undo."
-        for each in reversed(self.done.pop()):
-            now = each.path.read_text(encoding="utf-8") if each.path.exists() else None
-            if now != each.after:
-                return f"{each.path.name} was changed meanwhile and stays as it is."
+        together, changed = self.done.pop(), []
+        for each in reversed(together):
+            if _bytes(each.path) != each.after:
+                changed.append(each.path.name)
+                continue
             if each.before is None:
                 each.path.unlink()
             else:
-                write_text_whole(each.path, each.before)
-            for index, item in enumerate(self.items):
-                if (item.caption_path or item.path.with_suffix(".txt")) == each.path:
-                    self.items[index] = replace(item, caption=(each.before or "").strip())
-                    self.at = index
+                _write(each.path, each.before)
+            self._put(each.items)
+            self.said |= each.said
+            self.at = self.items.index(each.items[0])
+        if changed:
+            return f"Changed meanwhile, so left as it is: {', '.join(changed)}"
         return "Undone."
+
+
+def _bytes(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CaptionError(
+            f"{path.name} cannot be read", f"{error.strerror}.", "Check that you may read it."
+        ) from error
+
+
+def _write(path: Path, content: bytes) -> None:
+    from lorapod.files import written_whole
+
+    with written_whole(path) as temporary:
+        temporary.write_bytes(content)
 
 
 class Screen:
@@ -154,6 +202,8 @@ class Screen:
 
     def run(self) -> None:
         """Shows items until all were seen or the person quits."""
+        from lorapod.data.names import shown
+
         while not self.review.is_over:
             self.show()
             try:
@@ -163,6 +213,8 @@ class Screen:
                 break
             except LorapodError as error:
                 self.message = f"{error.what}. {error.to_hint()}"
+        for each in self.review.unseen:
+            typer.echo(f"Not shown: {shown(each)}", err=True)
         changed = sum(len(each) for each in self.review.done)
         seen = len(self.review.kept)
         typer.echo(f"\n{seen} of {len(self.review.items)} kept, {changed} captions changed. They are on disk.")
@@ -274,21 +326,19 @@ def edited(text: str) -> str | None:
         return file.read_text(encoding="utf-8") if file.stat().st_mtime_ns != before else None
 
 
-def _still(item: Item) -> Path:
+def _still(item: Item) -> Path | Image.Image:
     """A picture of an item: itself, or the first frame of a clip."""
     if not item.is_clip:
         return item.path
-    import av
     from PIL import Image
 
-    target = Path(tempfile.gettempdir()) / f"lorapod-{item.sha256[:16] or abs(hash(item.path))}.png"
-    if not target.exists():
-        try:
-            with av.open(str(item.path)) as container:
-                Image.fromarray(next(container.decode(video=0)).to_ndarray(format="rgb24")).save(target)
-        except (av.error.FFmpegError, StopIteration, OSError):
-            return item.path
-    return target
+    from lorapod.data.clips import clip_frames, probe_clip
+
+    try:
+        _, frame = next(clip_frames(item.path, probe_clip(item.path), _STILL_SIDE))
+    except (LorapodError, StopIteration):
+        return item.path
+    return Image.fromarray(frame)
 
 
 def pressed() -> str:
