@@ -233,4 +233,7 @@ def test_the_review_in_a_terminal(terminal: Callable[[str], str], folder: Path) 
     terminal("e", "Caption")
     terminal(" and sings\r", "Changed.")
     assert (folder / "b.txt").read_text() == CAPTIONS["b"] + " and sings\n"
-    assert "on disk" in terminal("q", "on disk")
+    terminal("\x1b[C", "3 of 5")
+    terminal("\x1bOD", "2 of 5")
+    terminal("é", "does nothing")
+    assert "1 of 5 kept, 1 captions" in terminal("q", "on disk")

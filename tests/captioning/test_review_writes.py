@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from lorapod.captioning.check import check_captions
 from lorapod.captioning.wording import Wish
-from lorapod.cli.caption_review import Review
+from lorapod.cli.caption_review import Review, edited, typed
 from lorapod.data.scan import scan
 from lorapod.recipe.schema import DatasetSection
 
@@ -82,3 +83,24 @@ def test_what_cannot_be_shown_is_named(tmp_path: Path) -> None:
     assert [item.path.name for item in review.items] == ["a.png"]
     assert any("not UTF-8" in each for each in review.unseen)
     assert (tmp_path / "b.txt").read_bytes() == "a café".encode("latin-1")
+
+
+def test_an_editor_that_gives_up_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, line in {"wrote": "exit 0", "gave_up": "exit 1"}.items():
+        script = tmp_path / name
+        script.write_text(f'#!/bin/sh\necho "a new caption" > "$1"\n{line}\n')
+        script.chmod(0o755)
+    monkeypatch.setenv("VISUAL", str(tmp_path / "wrote"))
+    assert (edited("an old one") or "").strip() == "a new caption"
+    monkeypatch.setenv("VISUAL", str(tmp_path / "gave_up"))
+    assert edited("an old one") is None
+    monkeypatch.setenv("VISUAL", "true")
+    assert edited("an old one") is None
+
+
+def test_a_plain_terminal_is_asked_for_a_whole_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    answers = iter(["", "a new one"])
+    monkeypatch.setattr("builtins.input", lambda title: next(answers))
+    assert typed("Caption", "an old one") == "an old one"
+    assert typed("Caption", "an old one") == "a new one"

@@ -7,19 +7,21 @@ taken back as long as the review lasts.
 from __future__ import annotations
 
 import os
+import re
+import select
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from lorapod.errors import CaptionError, LorapodError, RequestError
+from lorapod.captioning.review import Review
+from lorapod.errors import LorapodError, RequestError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -31,152 +33,13 @@ Recaption = Callable[["Item", str], str]
 """Asks a captioner about an item once more, with a note; gives the new caption. Raises LorapodError."""
 
 KEYS = (
-    ("enter", "keep"), ("e", "edit"), ("v", "$EDITOR"), ("r", "redo with a note"), ("b", "back"), ("u", "undo"),
-    ("/", "search and replace"), ("o", "open"), ("q", "quit"),
+    ("enter", "keep"), ("s", "skip"), ("b", "back"), ("e", "edit"), ("v", "$EDITOR"), ("r", "redo with a note"),
+    ("u", "undo"), ("/", "replace"), ("o", "open"), ("q", "quit"),
 )  # fmt: skip
 
-
+_KEY_SECONDS = 0.05
 _STILL_SIDE = 640
 """Pixels of the longer side of a clip's frame as it is drawn."""
-
-
-@dataclass(frozen=True)
-class Done:
-    """One change of a caption file, for undo: its bytes, so that it comes back as it was.
-
-    Attributes:
-        items: Those whose caption it is, as they were.
-        said: What was found about them.
-    """
-
-    path: Path
-    before: bytes | None
-    after: bytes
-    items: tuple[Item, ...]
-    said: dict[Path, list[str]]
-
-
-def caption_file(item: Item) -> Path:
-    """The file that an item's own caption stands in, or will. A metadata file, which says the captions of many, is never it:
-    what stands beside an item counts over what metadata say of it."""
-    from lorapod.captioning.items import NEW_CAPTION_EXTENSION
-    from lorapod.data.captions import CAPTION_EXTENSIONS
-
-    if item.caption_path and item.caption_path.suffix.lower() in CAPTION_EXTENSIONS:
-        return item.caption_path
-    return item.path.with_suffix(NEW_CAPTION_EXTENSION)
-
-
-@dataclass
-class Review:
-    """The items in the order in which they are shown, and what was done to them.
-
-    Attributes:
-        items: The suspicious first, then by name.
-        said: What was found about each.
-        unseen: Files that could not be made an item, and why.
-        at: Number of the item that is shown.
-    """
-
-    items: list[Item]
-    said: dict[Path, list[str]]
-    unseen: list[str] = field(default_factory=list)
-    at: int = 0
-    kept: set[Path] = field(default_factory=set)
-    done: list[list[Done]] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, items: list[Item], looked: Looked) -> Review:
-        said: dict[Path, list[str]] = {}
-        for finding in looked.findings:
-            said.setdefault(finding.path, []).append(finding.what)
-        shown = {item.path for item in items}
-        unseen = [f"{each.path.name}: {each.what}" for each in looked.findings if each.path not in shown]
-        weights = {item.path: -looked.weight(item.path) for item in items}
-        order = sorted(range(len(items)), key=lambda i: (weights[items[i].path], i))
-        return cls([items[i] for i in order], {path: said[path] for path in said if path in shown}, unseen)
-
-    @property
-    def item(self) -> Item:
-        return self.items[self.at]
-
-    def keep(self) -> None:
-        """The caption is fine; on to the next."""
-        self.kept.add(self.item.path)
-        self.at = min(self.at + 1, len(self.items))
-
-    def back(self) -> None:
-        """To the one before."""
-        self.at = max(0, self.at - 1)
-
-    @property
-    def is_over(self) -> bool:
-        return self.at >= len(self.items)
-
-    def write(self, changes: list[tuple[Item, str]]) -> int:
-        """Writes captions, each whole; gives how many are others than before.
-
-        Raises:
-            DiskError: One cannot be written; those before it are.
-        """
-        together: list[Done] = []
-        for item, text in changes:
-            target, after = caption_file(item), (" ".join(text.split()) + "\n").encode()
-            before = _bytes(target)
-            if before == after:
-                continue
-            _write(target, after)
-            same = tuple(each for each in self.items if each.path == item.path or caption_file(each) == target)
-            said = {each.path: self.said.pop(each.path) for each in same if each.path in self.said}
-            together.append(Done(target, before, after, same, said))
-            if len(together) == 1:
-                self.done.append(together)  # what was written can be undone also where the next cannot be written
-            self._put([replace(each, caption=after.decode().strip(), caption_path=target) for each in same])
-        return len(together)
-
-    def _put(self, items: Sequence[Item]) -> None:
-        """Items in place of those with the same path."""
-        where = {item.path: index for index, item in enumerate(self.items)}
-        for item in items:
-            self.items[where[item.path]] = item
-
-    def undo(self) -> str:
-        """Takes the newest change back; says what was done."""
-        if not self.done:
-            return "There is nothing to undo."
-        together, changed = self.done.pop(), []
-        for each in reversed(together):
-            if _bytes(each.path) != each.after:
-                changed.append(each.path.name)
-                continue
-            if each.before is None:
-                each.path.unlink()
-            else:
-                _write(each.path, each.before)
-            self._put(each.items)
-            self.said |= each.said
-            self.at = self.items.index(each.items[0])
-        if changed:
-            return f"Changed meanwhile, so left as it is: {', '.join(changed)}"
-        return "Undone."
-
-
-def _bytes(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise CaptionError(
-            f"{path.name} cannot be read", f"{error.strerror}.", "Check that you may read it."
-        ) from error
-
-
-def _write(path: Path, content: bytes) -> None:
-    from lorapod.files import written_whole
-
-    with written_whole(path) as temporary:
-        temporary.write_bytes(content)
 
 
 class Screen:
@@ -246,14 +109,17 @@ class Screen:
         if self.message:
             console.print(f"[cyan]{escape(self.message)}[/]")
             self.message = ""
-        console.print("  ".join(f"[bold]{key}[/] {what}" for key, what in KEYS if key != "r" or self.recaption))
+        keys = (f"[bold]{key}[/] {what}" for key, what in KEYS if key != "r" or self.recaption)
+        console.print("  ".join(each.replace(" ", "\u00a0") for each in keys))
 
     def heed(self, key: str) -> bool:
         """Does what a key asks for; False to quit."""
         review = self.review
         match key:
-            case "\r" | "\n" | " " | "s" | "k":
+            case "\r" | "\n" | " " | "k":
                 review.keep()
+            case "s" | "\x1b[C" | "\x1b[B":  # right, down
+                review.skip()
             case "e":
                 self._edited(self.line("Caption", review.item.caption or ""))
             case "v":
@@ -262,7 +128,7 @@ class Screen:
                 note = self.line("Note for the captioner", "")
                 if note is not None:
                     self._edited(self.recaption(review.item, note))
-            case "b":
+            case "b" | "\x1b[D" | "\x1b[A":  # left, up
                 review.back()
             case "u":
                 self.message = review.undo()
@@ -317,13 +183,14 @@ def edited(text: str) -> str | None:
         raise RequestError("There is no editor", "Neither VISUAL nor EDITOR is set.", "Edit here with e.")
     with tempfile.TemporaryDirectory(prefix="lorapod-caption-") as folder:
         file = Path(folder) / "caption.txt"
-        file.write_text(text + "\n", encoding="utf-8")
-        before = file.stat().st_mtime_ns
+        before = text + "\n"
+        file.write_text(before, encoding="utf-8")
         try:
-            subprocess.run([*shlex.split(named), str(file)], check=False)
+            ended = subprocess.run([*shlex.split(named), str(file)], check=False)
         except OSError as error:
             raise RequestError(f"The editor {named} cannot be started", f"{error.strerror}.", "Set EDITOR.") from error
-        return file.read_text(encoding="utf-8") if file.stat().st_mtime_ns != before else None
+        after = file.read_text(encoding="utf-8", errors="replace")
+        return after if ended.returncode == 0 and after != before else None
 
 
 def _still(item: Item) -> Path | Image.Image:
@@ -342,7 +209,7 @@ def _still(item: Item) -> Path | Image.Image:
 
 
 def pressed() -> str:
-    """Waits for a key. What was typed ahead counts, which `typer.getchar` would drop."""
+    """Waits for a key: a letter, or what an arrow key sends. What was typed ahead counts; `typer.getchar` would drop it."""
     try:
         import termios
         import tty
@@ -352,22 +219,40 @@ def pressed() -> str:
     before = termios.tcgetattr(terminal)
     try:
         tty.setraw(terminal, termios.TCSADRAIN)
-        return os.read(terminal, 1).decode("utf-8", "replace")
+        key = os.read(terminal, 1)
+        if key == b"\x1b":
+            while not re.fullmatch(rb"\x1b(?:[\[O][0-9;]*[A-Za-z~]|[^\[O])", key) and _more(terminal):
+                key += os.read(terminal, 1)
+        for _ in range((key[0] >= 0xC0) + (key[0] >= 0xE0) + (key[0] >= 0xF0) if key else 0):
+            key += os.read(terminal, 1)
+        return key.decode("utf-8", "replace").replace("\x1bO", "\x1b[")
     finally:
         termios.tcsetattr(terminal, termios.TCSADRAIN, before)
 
 
+def _more(terminal: int) -> bool:
+    """Whether more bytes of a key come at once."""
+    return bool(select.select([terminal], [], [], _KEY_SECONDS)[0])
+
+
+def typed(title: str, text: str) -> str | None:
+    """Asks for a line, with a text to begin from; None where it was given up. On a terminal that cannot move its cursor
+    an empty line leaves the text as it is."""
+    is_plain = os.environ.get("TERM", "dumb") == "dumb"
+    try:
+        if is_plain:
+            shown = f"{title} (empty leaves it as it is): " if text else f"{title}: "
+            return input(shown) or text
+        from prompt_toolkit import prompt
+
+        return prompt(f"{title}: ", default=text)
+    except (KeyboardInterrupt, EOFError):
+        return None
+
+
 def review_in_terminal(items: list[Item], looked: Looked, recaption: Recaption | None) -> None:
     """The review with the keyboard."""
-    from prompt_toolkit import prompt
-
-    def line(title: str, text: str) -> str | None:
-        try:
-            return prompt(f"{title}: ", default=text)
-        except (KeyboardInterrupt, EOFError):
-            return None
-
-    Screen(Review.of(items, looked), key=pressed, line=line, recaption=recaption).run()
+    Screen(Review.of(items, looked), key=pressed, line=typed, recaption=recaption).run()
 
 
 __all__ = ["Review", "Screen", "review_in_terminal"]
