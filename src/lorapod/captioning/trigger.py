@@ -28,10 +28,13 @@ def place_trigger(text: str, wish: Wish) -> str | None:
         plain = _whole(word.upper()).sub(lambda _: word, plain)
     if wish.place == "subject":
         return _for_subject(plain, word, wish)
-    lead = re.match(rf"{re.escape(word)}(?:\s*[,:–-]\s*|\s+(?=an?\b|the\b))", plain)
+    leads = re.compile(rf"{re.escape(word)}(?:\s*[,:–-]\s*|\s+(?=an?\b|the\b))")
     found = list(pattern.finditer(plain))
-    if lead is None and found and found[0].start() == 0:
-        return _others_named(plain, found[1:], wish)  # “ohwx stands …”: it is first
+    if found and found[0].start() == 0 and not leads.match(plain):
+        plain = _others_named(plain, found[1:], wish)  # “ohwx stands …”: it is first
+        if not leads.match(plain):
+            return plain
+    lead = leads.match(plain)
     body = plain[lead.end() :] if lead else plain
     body = _others_named(body, list(pattern.finditer(body)), wish)
     return f"{word}, {body}" if body else word
