@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from lorapod.cli.demo import unpack
+from lorapod.start.demo_data import unpack
 
 STEPS = 300
 

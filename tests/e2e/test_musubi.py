@@ -203,3 +203,51 @@ def test_what_it_cannot_do_and_what_is_missing_is_said_before_a_run_is_made(
         train(bare, str(recipe))
     assert "lorapod trainers install musubi" in str(caught.value)
     assert not all_runs(workspace) and not all_runs(bare)
+
+
+def test_both_experts_are_trained_at_once_on_two_gpus(
+    workspace: Workspace, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    monkeypatch.setenv("STEP_SECONDS", "0.2")
+    recipe.write_text(recipe.read_text().replace("expert = 'low'", "expert = 'both'"))
+    code, output = train(workspace, str(recipe))
+    assert code == 0, output
+    assert "Both experts are trained at once" in output and "on GPU 3" in output and "on GPU 5" in output
+    low, high = sorted(all_runs(workspace), key=lambda run: run.recipe().base_model.expert.value == "high")
+    assert [path.name for path in sorted(low.lora.glob("zorb-*[a-z].safetensors"))] == ["zorb-low.safetensors"]
+    assert (high.lora / "zorb-high.safetensors").is_file()
+    assert low.pair() == {"with": high.id, "gpu": "5"} and high.pair() == {"with": low.id, "gpu": "3"}
+    spans = []
+    for run in (low, high):
+        times = [event["t"] for event in read_events(run) if event["type"] == "step"]
+        spans.append((times[0], times[-1]))
+    assert max(start for start, _ in spans) < min(end for _, end in spans), "at the same time"
+    assert f"run {low.id}, is done" in output and "zorb-low.safetensors" in output
+
+
+def test_one_of_a_pair_is_stopped_and_resumed_with_its_own_gpu(
+    workspace: Workspace, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lorapod.runs import partner_of, start_pair
+
+    monkeypatch.setenv("STEP_SECONDS", "0.1")
+    pair = start_pair(recipes.load(recipe, ["base_model.expert=both", "training.steps=30"]), workspace, ["0", "1"])
+    until(lambda: state_of(pair.low).step >= 6 and state_of(pair.high).step >= 6)
+    stop_run(pair.low)
+    until(lambda: state_of(pair.low).status != "running")
+    monkeypatch.setenv("STEP_SECONDS", "0.01")
+    assert partner_of(pair.high, workspace) == pair.low
+    resume_run(pair.low, workspace)
+    until(lambda: state_of(pair.low).status != "running" and state_of(pair.high).status != "running", 60)
+    assert (state_of(pair.low).status, state_of(pair.high).status) == ("done", "done")
+
+
+def test_one_gpu_is_enough_where_it_is_asked_for(
+    workspace: Workspace, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    recipe.write_text(recipe.read_text().replace("expert = 'low'", "expert = 'both'").replace("12", "3"))
+    assert train(workspace, str(recipe), "--one-gpu")[0] == 0
+    (run,) = all_runs(workspace)
+    assert {path.name for path in run.lora.iterdir()} == {"zorb-high.safetensors", "zorb-low.safetensors"}

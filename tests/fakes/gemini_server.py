@@ -81,7 +81,9 @@ class _Handler(BaseHTTPRequestHandler):
         path = self._path()
         if path is None:
             return
-        if path == "files":
+        if path == "models":
+            self._say({"models": [{"name": f"models/{name}", "displayName": name} for name in MODELS]})
+        elif path == "files":
             self._say({"files": list(self.fake.files.values())})
         elif path in self.fake.files:
             file = self.fake.files[path]

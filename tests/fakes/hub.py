@@ -233,6 +233,7 @@ class _HubHandler(_Handler):
             (r"/api/v1/model-versions/(\d+)", self._civitai_version),
             (r"/api/download/models/(\d+)", self._civitai_download),
             (r"/plain/(.+)", self._plain),
+            (r"/api/whoami-v2", self._who),
             (r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self._resolve),
         ]
         for pattern, route in routes:
@@ -256,6 +257,12 @@ class _HubHandler(_Handler):
             return True
         self.refuse(403 if self.token else 401, "GatedRepo")
         return False
+
+    def _who(self) -> None:
+        if self.token in self.hub.tokens:
+            self.say_json({"type": "user", "name": "zoe", "auth": {"accessToken": {"role": "read"}}})
+        else:
+            self.say(401, b'{"error": "Invalid username or password."}')
 
     def _auth_check(self, repo_id: str) -> None:
         repo = self._visible(repo_id)

@@ -125,7 +125,7 @@ def test_no_key_of_diffusion_pipe_is_dropped_in_silence(tmp_path: Path) -> None:
     said |= {f"directory.0.{key}" for key in folders[0]} | {f"dataset.{k}" for k in DATASET if k != "directory"}
     assert said <= notes.keys(), said - notes.keys()
     assert notes["save_every_n_exmples"].fate is Fate.LEFT and notes["directory.0.num_repeats"].fate is Fate.CHANGED
-    assert notes["monitoring.wandb_api_key"].fate is Fate.LEFT
+    assert notes["monitoring.wandb_api_key"].fate is Fate.LEFT and notes["monitoring.wandb_api_key"].value == "***"
     assert all(note.why for note in notes.values() if note.fate is not Fate.CARRIED)
 
 
@@ -333,3 +333,19 @@ def test_a_recipe_is_not_overwritten_and_a_base_model_can_be_named(tmp_path: Pat
     (tmp_path / "r.toml").write_text("mine")
     with pytest.raises(RequestError, match="is there already"):
         run(tmp_path, *words)
+
+
+@pytest.mark.parametrize("wrong", ["many", [1, 2], {"a": 1}, True, -1])
+@pytest.mark.parametrize("where", ["epochs", "adapter.rank", "optimizer.lr", "micro_batch_size_per_gpu", "model.shift"])
+def test_a_value_of_another_kind_is_one_clear_error_or_is_told(where: str, wrong: object, tmp_path: Path) -> None:
+    table = json.loads(json.dumps({**MAINS["wan2.1-t2v-14b"], "dataset": "dataset.toml"}))
+    *inside, last = where.split(".")
+    (table[inside[0]] if inside else table)[last] = wrong
+    main = put(tmp_path / "main.toml", table)
+    put(tmp_path / "dataset.toml", DATASET)
+    try:
+        notes = import_files([main]).notes
+    except LorapodError as error:
+        assert error.what
+    else:
+        assert any(note.key == where for note in notes)

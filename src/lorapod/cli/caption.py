@@ -141,6 +141,7 @@ def write_command(
     from lorapod.captioning.cleaning import Judge
     from lorapod.captioning.items import media_folders, plan_captions
     from lorapod.captioning.registry import Options, choose, create, sends_to
+    from lorapod.captioning.wishes import suited, wish_of
     from lorapod.data.walk import Kind as FileKind
     from lorapod.settings import environment_of
 
@@ -236,6 +237,7 @@ def check_command(
 
     Exit code 1 where an item has no caption, or one that is none.
     """
+    from lorapod.captioning.wishes import wish_of
     from lorapod.cli.caption_check import check
 
     workspace = workspace_of(context)
@@ -256,6 +258,7 @@ def review_command(
     recursive: Recursive = False,
 ) -> None:
     """Go through captions one by one beside their pictures, the suspicious ones first: keep, edit, redo, undo."""
+    from lorapod.captioning.wishes import wish_of
     from lorapod.cli.caption_check import look_at
     from lorapod.cli.caption_review import review_in_terminal
 
@@ -288,6 +291,7 @@ def recaptioner(name: str, options: Options, wish: Wish) -> Callable[[Item, str]
     from lorapod.captioning.items import NEW_CAPTION_EXTENSION, Subject
     from lorapod.captioning.registry import create
     from lorapod.captioning.runner import Accepted, AskAgain
+    from lorapod.captioning.wishes import suited
     from lorapod.data.media_cache import FileId
     from lorapod.errors import LorapodError
 
@@ -511,68 +515,6 @@ def _may_send(who: str | None, count: int, is_paid: bool, *, yes: bool) -> bool:
         typer.echo(f"{what}.")
         return True
     return typer.confirm(f"{what}{', which costs money' if is_paid else ''}. Go on?", default=True)
-
-
-def wish_of(
-    workspace: Workspace,
-    *,
-    trigger: str = "",
-    class_word: str = "",
-    goal: str = "",
-    base: str = "",
-    place: str = "first",
-    length: str = "medium",
-    form: str = "",
-    absorb: str = "",
-    notes: str = "",
-    prompt: str = "",
-) -> Wish:
-    """What captions are to be like, of what a person said. Tags are what SDXL was trained on; all others read sentences.
-
-    Raises:
-        RequestError: A word that is none of those to choose from, or a base model that is not known.
-    """
-    from lorapod.captioning.wording import GOALS, LENGTHS, PLACES, Wish
-    from lorapod.cli.dataset_asked import rules_of
-
-    for name, word, choices in (
-        ("goal", goal, ("", *GOALS)),
-        ("place", place, PLACES),
-        ("length", length, LENGTHS),
-        ("form", form, ("", "prose", "tags")),
-    ):
-        if word not in choices:
-            raise RequestError(f"There is no {name} {word!r}", "", f"Choose one of {', '.join(filter(None, choices))}.")
-    limit, family = None, ""
-    if base:
-        from lorapod.models.catalogue import entries
-
-        known = entries(workspace)
-        limit = rules_of(base, workspace)[1]
-        family = known[base].family if base in known else ""
-    unit = form or ("tags" if family == "sdxl" else "prose")
-    return Wish(
-        trigger=trigger,
-        class_word=class_word,
-        goal=cast(Any, goal),
-        unit=cast(Any, unit),
-        place=cast(Any, place),
-        length=cast(Any, length),
-        limit=limit,
-        absorb=absorb,
-        notes=notes,
-        prompt=prompt,
-    )
-
-
-def suited(wish: Wish, captioner: str) -> Wish:
-    """The wish as a captioner can fulfil it: a tagger writes tags, and the template's pattern is no prompt."""
-    return replace(
-        wish,
-        captioner=captioner,
-        unit="tags" if captioner == "tagger" else wish.unit,
-        prompt="" if captioner == "template" else wish.prompt,
-    )
 
 
 def _redo(given: list[str] | None) -> Redo:

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from lorapod.recipe.schema import DatasetSection
     from lorapod.workspace import Workspace
 
-_DIVISOR, _FRAME_STEP, _FPS = 16, 4, 16.0
-"""What a folder is looked at with where no base model is named: Wan's, which suit most families."""
-
 Source = Annotated[
     Path, typer.Argument(metavar="PATH", help="A dataset's folder, or a recipe's TOML file.", show_default=False)
 ]
@@ -78,6 +75,7 @@ def asked_of(
     must_have_captions: bool,
 ) -> Asked:
     """What a path and options mean. Raises RequestError where options contradict a recipe."""
+    from lorapod.captioning.wishes import DIVISOR, FPS, FRAME_STEP, rules_of
     from lorapod.data import Geometry
     from lorapod.recipe.schema import DatasetSection
 
@@ -102,7 +100,7 @@ def asked_of(
         validation_share=0,
     )
     geometry, text = (None, None) if model is None else rules_of(model, workspace_of(context))
-    geometry = geometry or Geometry(_DIVISOR, frame_step=_FRAME_STEP, fps=_FPS)
+    geometry = geometry or Geometry(DIVISOR, frame_step=FRAME_STEP, fps=FPS)
     if divisor:
         geometry = Geometry(divisor, frame_step=geometry.frame_step, fps=geometry.fps)
     return Asked([section], geometry, text=text, root=path)
@@ -110,6 +108,7 @@ def asked_of(
 
 def _of_recipe(context: typer.Context, path: Path) -> Asked:
     from lorapod import recipe as recipes
+    from lorapod.captioning.wishes import rules_of
 
     recipe = recipes.load(path, workspace=workspace_of(context))
     geometry, text = rules_of(recipe.base_model.name, workspace_of(context))
@@ -124,35 +123,6 @@ def _of_recipe(context: typer.Context, path: Path) -> Asked:
         training.accumulation,
         training.steps * a_step if training.steps else None,
     )
-
-
-def rules_of(name: str, workspace: Workspace) -> tuple[Geometry, TextLimit | None]:
-    """Sizes and text limit of a base model, from the catalogue; of a folder, those of its family."""
-    from lorapod.data import Geometry
-    from lorapod.data.checks import limit_of
-    from lorapod.errors import BaseModelError
-    from lorapod.models import find_base_model
-    from lorapod.models.catalogue import entries
-
-    known = entries(workspace)
-    folder, family = None, None
-    try:
-        base = find_base_model(name, workspace)
-        folder, family = base.folder, base.family
-    except BaseModelError:
-        if name not in known:
-            raise
-    family = known[name].family if name in known else family
-    # An entry says what is its own; the rest is as with the others of its family.
-    related = [*([known[name]] if name in known else []), *(e for e in known.values() if e.family == family)]
-    sizes = next((e.geometry for e in related if e.geometry), None)
-    tokens, around = next(((e.text_tokens, e.text_tokens_around) for e in related if e.text_tokens), (None, 0))
-    geometry = (
-        Geometry(sizes.divisor, frame_step=sizes.frame_step or 1, fps=sizes.fps)
-        if sizes
-        else Geometry(_DIVISOR, frame_step=_FRAME_STEP, fps=_FPS)
-    )
-    return geometry, limit_of(Path(name).name, tokens, around, folder)
 
 
 def workspace_of(context: typer.Context) -> Workspace:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-from importlib import resources
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from lorapod.files import disk_error
 from lorapod.workspace import Workspace
 
 
@@ -23,6 +19,7 @@ def demo(
     from lorapod import recipe as recipes
     from lorapod.cli.progress import finish, watch
     from lorapod.runs import start_run, write_comparison
+    from lorapod.start.demo_data import unpack
 
     workspace: Workspace = context.obj
     console = Console(highlight=False)
@@ -38,21 +35,3 @@ def demo(
     status = watch(run, console)
     comparison = write_comparison(run)
     finish(run, status, console, pictures=comparison)
-
-
-def unpack(folder: Path) -> None:
-    """Copies the packaged dataset and recipe to `folder`; files that are there already are left as they are.
-
-    Raises:
-        DiskError: The folder cannot be written.
-    """
-    source = Path(str(resources.files("lorapod") / "demo"))
-    try:
-        for name in ("recipe.toml", "dataset"):
-            for file in [source / name, *(source / name).rglob("*")]:
-                target = folder / file.relative_to(source)
-                if file.is_file() and not target.exists():
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(file, target)
-    except OSError as error:
-        raise disk_error(error, folder) from error

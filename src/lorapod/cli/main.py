@@ -18,6 +18,7 @@ from lorapod.settings import adopt_aliases
 from lorapod.workspace import find_workspace
 
 COMMANDS: dict[str, tuple[str, str]] = {
+    "start": ("lorapod.cli.start:start", "Train a LoRA, guided from pictures to the finished file."),
     "demo": ("lorapod.cli.demo:demo", "Train a LoRA on the packaged tiny model, on any CPU, in about two minutes."),
     "train": ("lorapod.cli.train:train", "Train a LoRA from a recipe, or go on with a run."),
     "recipe": ("lorapod.cli.recipe:app", "Make, show and check recipes."),

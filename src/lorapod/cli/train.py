@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lorapod.errors import RequestError
 from lorapod.workspace import Workspace
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lorapod.runs import RunFolder
 
 
 def train(
@@ -27,6 +32,13 @@ def train(
         typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe, as in adapter.rank=32."),
     ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Start the run and come back at once.")] = False,
+    one_gpu: Annotated[
+        bool,
+        typer.Option(
+            "--one-gpu",
+            help="Train both experts of Wan 2.2 one after the other, where there are GPUs enough for both at once.",
+        ),
+    ] = False,
     model: Annotated[
         str | None,
         typer.Option("--model", help="Without a recipe: the base model, with its usual settings.", show_default=False),
@@ -49,7 +61,18 @@ def train(
 
     from lorapod import recipe as recipes
     from lorapod.cli.progress import finish, watch
-    from lorapod.runs import find_run, newest_run_of, resume_run, start_run, write_comparison
+    from lorapod.runs import (
+        find_run,
+        has_two_experts,
+        newest_run_of,
+        partner_of,
+        resume_run,
+        start_pair,
+        start_run,
+        state_of,
+        visible_gpus,
+        write_comparison,
+    )
 
     workspace: Workspace = context.obj
     console = Console(highlight=False)
@@ -76,6 +99,12 @@ def train(
     elif loaded is None or run is not None:
         what = "What to train is missing" if loaded is None else f"It is not clear what {run} is for"
         raise RequestError(what, "A run is named only with --resume.", "Run `lorapod train RECIPE` to start one.")
+    elif not one_gpu and has_two_experts(loaded, workspace) and len(gpus := visible_gpus()) > 1:
+        pair = start_pair(loaded, workspace, gpus[:2])
+        console.print(
+            f"Both experts are trained at once: {pair.high.id} on GPU {gpus[0]}, {pair.low.id} on GPU {gpus[1]}."
+        )
+        started = pair.high
     else:
         started = start_run(loaded, workspace)
     console.print(f"Run {started.id} of {started.name}: {started.path}", soft_wrap=True, markup=False)
@@ -83,7 +112,23 @@ def train(
         console.print(f"Watch it with: lorapod runs attach {started.id}")
         return
     status = watch(started, console)
+    other = partner_of(started, workspace)
+    if other is not None and (status == "stopped" or state_of(other).status == "running"):
+        _watch_other(started, other, status, console)
     finish(started, status, console, write_comparison(started))
+
+
+def _watch_other(run: RunFolder, other: RunFolder, status: str, console: Console) -> None:
+    """The second of a pair: stopped where the first was stopped, else watched to its end."""
+    from lorapod.cli.progress import watch
+    from lorapod.runs import state_of, stop_run
+
+    if status == "stopped" and state_of(other).status == "running":
+        stop_run(other)
+    ended = watch(other, console)
+    files = [other.path / path for path in state_of(other).loras[-1:]]
+    told = f"LoRA {files[0]}" if ended == "done" and files else f"go on with it: lorapod train --resume {other.id}"
+    console.print(f"The other expert, run {other.id}, is {ended}; {told}", soft_wrap=True, markup=False)
 
 
 def _written_recipe(workspace: Workspace, model: str, data: Path, trainer: str, name: str | None) -> Path:

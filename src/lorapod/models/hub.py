@@ -163,7 +163,7 @@ class Sources:
                 if status != 429 and status < 500:
                     raise
                 asked = retry_after(error.response.headers.get("Retry-After"))
-            except _network_errors():
+            except network_errors():
                 pass
             time.sleep(self.patience.wait(failures, asked))
         return ask()
@@ -229,11 +229,11 @@ def _hub_errors(repo: str, entry: Entry) -> Iterator[None]:
             f"It answered {status}." if status else "It gave no answer.",
             "Try again in a minute; what has arrived is kept.",
         ) from error
-    except _network_errors() as error:
+    except network_errors() as error:
         raise _unreachable(endpoint(), error) from error
 
 
-def _network_errors() -> tuple[type[Exception], ...]:
+def network_errors() -> tuple[type[Exception], ...]:
     """What the hub's client raises without a network: of `httpx2` from its second version on, of `httpx` before."""
     import httpx
 

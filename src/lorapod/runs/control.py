@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -30,12 +31,17 @@ def start_run(recipe: Recipe, workspace: Workspace) -> RunFolder:
         RequestError: The trainer or the base model cannot be used; nothing was started.
         DiskError: The workspace cannot be written.
     """
+    check_before(recipe, workspace)
+    run = create_run(recipe, workspace)
+    spawn(run, workspace, resume=False)
+    return run
+
+
+def check_before(recipe: Recipe, workspace: Workspace) -> None:
+    """Refuses what the recipe's trainer cannot do, and what is missing on this machine. Raises RequestError."""
     trainer = get_trainer(recipe.trainer)
     trainer.check(recipe)
     trainer.ready(recipe, workspace)
-    run = create_run(recipe, workspace)
-    _spawn(run, workspace, resume=False)
-    return run
 
 
 def resume_run(run: RunFolder, workspace: Workspace, recipe: Recipe | None = None) -> RunFolder:
@@ -63,12 +69,10 @@ def resume_run(run: RunFolder, workspace: Workspace, recipe: Recipe | None = Non
             "To train further, raise `training.steps` in the recipe and resume with it, or start a new run with "
             "`adapter.continue_from`.",
         )
-    trainer = get_trainer(own.trainer)
-    trainer.check(recipe or own)
-    trainer.ready(recipe or own, workspace)
+    check_before(recipe or own, workspace)
     if recipe is not None and changed:
         write_text_whole(run.recipe_file, recipes.dumps(recipe))
-    _spawn(run, workspace, resume=True)
+    spawn(run, workspace, resume=True)
     return run
 
 
@@ -113,7 +117,15 @@ def stop_run(run: RunFolder, now: bool = False) -> None:
         ) from error
 
 
-def _spawn(run: RunFolder, workspace: Workspace, resume: bool) -> None:
+def spawn(run: RunFolder, workspace: Workspace, resume: bool) -> None:
+    """Starts a run's supervisor, on its own GPU where the run is one of a pair.
+
+    Raises:
+        RunError: Another supervisor has it.
+        StageFailedError: The supervisor did not start.
+    """
+    noted = run.pair()
+    environment = dict(os.environ) | ({"CUDA_VISIBLE_DEVICES": noted["gpu"]} if noted else {})
     # -P: a file in the present folder that is named like a module must not be imported in its place
     argv = [sys.executable, "-P", "-m", "lorapod.runs.supervise", str(run.path), "--workspace", str(workspace.root)]
     before = run.lock.read_text() if run.lock.exists() else ""
@@ -123,6 +135,7 @@ def _spawn(run: RunFolder, workspace: Workspace, resume: bool) -> None:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
+            env=environment,
             start_new_session=True,
         )
     deadline = time.monotonic() + _START_SECONDS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import secrets
 import time
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from lorapod.errors import RunError
 from lorapod.files import disk_error, write_text_whole
 from lorapod.recipe import Recipe
 from lorapod.workspace import Workspace
+
+PAIR = "pair.json"
+"""In a run that belongs together with another one: which that is, and the GPU of this one."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,14 @@ class RunFolder:
     @property
     def report(self) -> Path:
         return self.path / "report.html"
+
+    def pair(self) -> dict[str, str] | None:
+        """`with`, the id of the run that this one belongs together with, and `gpu`, its own; None for a run alone."""
+        try:
+            noted = json.loads((self.path / PAIR).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return noted if isinstance(noted, dict) and {"with", "gpu"} <= noted.keys() else None
 
     def recipe(self) -> Recipe:
         """The recipe as resolved when the run was made; paths are not checked again."""

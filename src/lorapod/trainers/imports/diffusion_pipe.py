@@ -23,6 +23,7 @@ _KINDS = {
     "adamw": "adamw", "adamw_optimi": "adamw", "stableadamw": "adamw", "adamw8bit": "adamw-8bit",
     "adamw8bitkahan": "adamw-8bit", "prodigy": "prodigy",
 }  # fmt: skip
+_TABLES = ("model", "adapter", "optimizer", "monitoring")
 _FETCHED = "lorapod fetches the base model and says where it is"
 _PLACES = (
     "ckpt_path", "diffusers_path", "checkpoint_path", "transformer_path", "llm_path", "vae_path", "text_encoder_path",
@@ -100,6 +101,9 @@ def read(main: Mapping[str, Any], dataset: Mapping[str, Any], base: str | None, 
     put(recipe, "optimizer.betas", optimizer.peek("betas"))
     put(recipe, "optimizer.weight_decay", optimizer.peek("weight_decay"))
     _datasets(imported, dataset, top, found)
+    for key, value in main.items():
+        if isinstance(value, Mapping) and key not in _TABLES:
+            imported.note(key, dict(value), Fate.LEFT, "diffusion-pipe has no such table")
     if "monitoring" in main:
         Given(main["monitoring"], "monitoring", imported).leave_rest("lorapod follows the run itself")
     _settle(imported, main, dataset)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -9,6 +10,9 @@ from typing import Any
 
 IN_ITS_WORDS = "as an option of the trainer's own"
 """Of a key that is carried over in `trainer_options`."""
+
+
+_SECRET = re.compile(r"(?:api_?key|token|password|secret)$", re.IGNORECASE)
 
 
 class Fate(StrEnum):
@@ -40,7 +44,8 @@ class Imported:
     notes: list[Note] = field(default_factory=list)
 
     def note(self, key: str, value: Any, fate: Fate, why: str = "") -> None:
-        self.notes.append(Note(key, value, fate, why))
+        """Notes what became of a key; the value of one that is named like a secret is not repeated."""
+        self.notes.append(Note(key, "***" if _SECRET.search(key) else value, fate, why))
 
 
 class Given:

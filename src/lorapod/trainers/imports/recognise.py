@@ -28,6 +28,19 @@ def import_files(files: Sequence[Path], format: str | None = None, base: str | N
         RequestError: A file cannot be read, is none of a known kind, or something that is needed is not in it.
     """
     texts = {file: _text(file) for file in files}
+    try:
+        return _imported(files, texts, format, base)
+    except (TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
+        # The tables are a stranger's: a text in place of a number may turn up anywhere.
+        said = " ".join(str(error).split())[:200]
+        raise RequestError(
+            f"A value in {', '.join(file.name for file in files)} is none that its trainer takes",
+            f"{type(error).__name__}: {said}",
+            "Look for a key whose value is of another kind, such as a text in place of a number.",
+        ) from error
+
+
+def _imported(files: Sequence[Path], texts: Mapping[Path, str], format: str | None, base: str | None) -> Imported:
     tables = {file: table for file, text in texts.items() if (table := _table(file, text)) is not None}
     kind = format or _kind(texts, tables)
     name = files[0].stem
