@@ -221,7 +221,7 @@ def pressed() -> str:
         tty.setraw(terminal, termios.TCSADRAIN)
         key = os.read(terminal, 1)
         if key == b"\x1b":
-            while not re.fullmatch(rb"\x1b(?:[\[O][0-9;]*[A-Za-z~]|[^\[O])", key) and _more(terminal):
+            while not re.fullmatch(rb"\x1b(?:[\[O][0-9;?]*[A-Za-z~]|[^\[O])", key) and _more(terminal):
                 key += os.read(terminal, 1)
         for _ in range((key[0] >= 0xC0) + (key[0] >= 0xE0) + (key[0] >= 0xF0) if key else 0):
             key += os.read(terminal, 1)
