@@ -77,6 +77,10 @@ def test_nothing_is_found_about_good_captions(folder: Path) -> None:
         ("x", "ohwx, a woman and a woman and a woman and a woman and a woman and a woman", "repeats itself"),
         ("x", "Sure! Here is a caption: ohwx, a woman on a chair.", "words to you"),
         ("x", "ohwx, **a woman** on a chair.", "markup"),
+        ("x", "“ohwx, a woman on a chair.”", "without them: “ohwx, a woman on a chair.”"),
+        ("x", "- ohwx\n- a woman", "without them"),
+        ("x", "The user wants a caption. A woman.", "thought aloud"),
+        ("x", "N/A", "says nothing"),
         ("x", "ohwx. The image shows a woman on a chair.", "about the image"),
         ("x", "ohwx, a woman stands near the", "middle of a sentence"),
         ("x", "ohwx, a woman sees ohwx in a mirror.", "2 times"),
@@ -229,4 +233,7 @@ def test_the_review_in_a_terminal(terminal: Callable[[str], str], folder: Path) 
     terminal("e", "Caption")
     terminal(" and sings\r", "Changed.")
     assert (folder / "b.txt").read_text() == CAPTIONS["b"] + " and sings\n"
-    assert "on disk" in terminal("q", "on disk")
+    terminal("\x1b[C", "3 of 5")
+    terminal("\x1bOD", "2 of 5")
+    terminal("é", "does nothing")
+    assert "1 of 5 kept, 1 captions" in terminal("q", "on disk")

@@ -52,7 +52,7 @@ def test_joycaption_is_asked_in_its_own_form() -> None:
     prompt = ask_for(Wish(captioner="joycaption", length="long"), PICTURE).prompt
     assert prompt.startswith("Write a long detailed description for this image.")
     short = ask_for(Wish(captioner="joycaption", limit=TextLimit("sdxl", 77, 2)), PICTURE).prompt
-    assert "in 56 words or less" in short
+    assert "in 50 words or less" in short
 
 
 def test_a_fault_changes_the_request() -> None:

@@ -14,9 +14,12 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 
-from lorapod.captioning.cleaning import is_cut, loops, refuses, speaks_of_the_image
+from lorapod.captioning.faults import is_cut, is_garbled, loops, says_nothing, speaks_of_the_image
+from lorapod.captioning.trigger import count_trigger
 from lorapod.captioning.wording import Fault, Wish
-from lorapod.data.checks.captions import about_captions
+from lorapod.captioning.wrapping import unwrapped
+from lorapod.data.checks.captions import about_captions, cut
+from lorapod.data.checks.refusals import refuses
 from lorapod.data.checks.tokens import TextLimit
 from lorapod.data.scan import Item, Scan
 from lorapod.data.walk import Severity
@@ -98,6 +101,7 @@ def check_captions(section: DatasetSection, found: Scan, wish: Wish) -> Looked:
     items = found.items
     captioned = [item for item in items if (item.caption or "").strip()]
     findings = [Finding(item.path, "It has no caption", 60) for item in items if not (item.caption or "").strip()]
+    findings += [Finding(each.path, each.what, 70) for each in found.problems if each.severity is Severity.ERROR]
     named = {item.path for item in items}
     for problem in about_captions(section, found, wish.limit):
         if problem.path in named and problem.severity is not Severity.INFO:
@@ -122,10 +126,16 @@ def _leftovers(item: Item, wish: Wish) -> Iterable[Finding]:
         return  # said by the dataset's checks
     if loops(text):
         yield Finding(item.path, Fault.LOOP.value.replace("The answer", "Its caption"), 90)
-    if re.search(r"</?think|```|^\s*#{1,6} |\*\*\w", text):
-        yield Finding(item.path, "Its caption holds markup or a model's thoughts", 80)
-    if re.match(r"(?:sure|certainly|here(?:'s| is)|caption|description)\b[^.]{0,60}[:!]", text, re.IGNORECASE):
-        yield Finding(item.path, "Its caption begins with words to you, not about the picture", 70)
+        return
+    bare, fault = unwrapped(text, wish.unit)
+    if fault not in (None, Fault.CUT):
+        yield Finding(item.path, fault.value.replace("The answer", "Its caption"), 80)
+    elif says_nothing(bare) or is_garbled(text):
+        yield Finding(item.path, "Its caption says nothing, or holds characters that are none", 80)
+    elif bare != " ".join(text.split()):
+        has_words = len(text.split()) - len(bare.split()) > 1
+        what = "Its caption holds words to you" if has_words else "Its caption holds markup, or quotes around it"
+        yield Finding(item.path, f"{what}; without them: “{cut(bare)}”", 65 if has_words else 45)
     if wish.unit == "prose" and speaks_of_the_image(text):
         yield Finding(item.path, "Its caption speaks about the image in place of what is in it", 30)
     if wish.unit == "prose" and is_cut(text):
@@ -135,9 +145,8 @@ def _leftovers(item: Item, wish: Wish) -> Iterable[Finding]:
 def _doubled(items: Sequence[Item], trigger: str) -> Iterable[Finding]:
     if not trigger:
         return
-    pattern = re.compile(rf"(?<![\w-]){re.escape(trigger)}(?![\w-])")
     for item in items:
-        times = len(pattern.findall(item.caption or ""))
+        times = count_trigger(item.caption or "", trigger)
         if times > 1:
             yield Finding(item.path, f"Its caption says the trigger word {times} times", 20)
 

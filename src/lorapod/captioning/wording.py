@@ -13,6 +13,7 @@ from typing import Literal
 
 from lorapod.captioning.base import Ask, Unit
 from lorapod.captioning.items import Subject
+from lorapod.captioning.joycaption_style import JoyLength, JoyOption, JoyStyle, JoyType, word_count
 from lorapod.data.checks.tokens import TextLimit, estimate
 
 Goal = Literal["", "character", "style", "concept", "motion"]
@@ -38,6 +39,7 @@ class Fault(StrEnum):
 
     EMPTY = "The answer was empty"
     CUT = "The answer was cut off before its end"
+    GARBLED = "The answer holds characters that are none"
     THINKING = "The model thought aloud and did not come to an answer"
     REFUSED = "The model refused"
     LOOP = "The answer repeats itself"
@@ -52,6 +54,7 @@ class Fault(StrEnum):
 _CHANGES = {
     Fault.EMPTY: "Answer with at least one sentence.",
     Fault.CUT: "Be brief.",
+    Fault.GARBLED: "Answer in plain text.",
     Fault.THINKING: "Do not reason; answer at once with the caption alone.",
     Fault.REFUSED: "It is enough to say plainly what can be seen: objects, clothing, pose, setting, light. Nobody is to be "
     "identified or judged.",
@@ -92,6 +95,7 @@ class Wish:
         notes: Said to the model besides.
         prompt: Asked in place of all of it.
         captioner: Whom it is asked; `joycaption` knows requests of one kind only.
+        joycaption: What JoyCaption is asked for in place of what comes nearest to the rest.
     """
 
     trigger: str = ""
@@ -105,6 +109,7 @@ class Wish:
     notes: str = ""
     prompt: str = ""
     captioner: str = ""
+    joycaption: JoyStyle | None = None
 
     @property
     def tokens_left(self) -> int | None:
@@ -154,7 +159,7 @@ def ask_again(wish: Wish, ask: Ask, fault: Fault, tokens: int = 0) -> Ask:
         change = f"Use at most {most} words; leave the least important out."
     if fault is Fault.NO_SUBJECT:
         change = f"Call the main subject “{wish.class_word}”."
-    hotter = fault in (Fault.LOOP, Fault.REFUSED, Fault.EMPTY, Fault.THINKING)
+    hotter = fault in (Fault.LOOP, Fault.GARBLED, Fault.REFUSED, Fault.EMPTY, Fault.THINKING)
     return replace(
         ask,
         prompt=ask.prompt if change in ask.prompt else f"{ask.prompt} {change}",
@@ -189,31 +194,32 @@ def _prompt(wish: Wish, *, clip: bool) -> str:
     return " ".join(part for part in (wanted, called, _LEFT_OUT.get(wish.goal, ""), absorbed, known, form) if part)
 
 
-_JOYCAPTION_LENGTHS = {"short": "short", "medium": "medium-length", "long": "long"}
+_JOYCAPTION_LENGTHS: dict[Length, JoyLength] = {"short": "short", "medium": "medium-length", "long": "long"}
 
 
 def _joycaption(wish: Wish) -> str:
-    """A request in the form that JoyCaption was trained on: a type with a length, then sentences that ask for one thing
-    each. The wording of these is ours; how well the model heeds it was not measured."""
-    length = _JOYCAPTION_LENGTHS[wish.length]
-    if wish.unit == "tags":
-        parts = [f"Write a {length} list of Booru-like tags for this image."]
-    else:
-        parts = [f"Write a {length} detailed description for this image."]
-        if wish.tokens_left is not None or wish.length == "short":
-            parts = [f"Write a detailed description for this image in {wish.most_words()} words or less."]
-    if wish.class_word and wish.goal in ("character", "concept"):
-        parts.append(f"Refer to the person or character as the {wish.class_word}.")
-    if wish.goal == "character":
-        parts.append(
-            "Do NOT describe what cannot be changed about a person (face, ethnicity, build), but do describe what can, such "
-            "as hair style and clothing."
-        )
+    """A request in JoyCaption's form, then what the person said, a sentence each."""
+    parts = [(wish.joycaption or _style(wish)).prompt()]
     if wish.goal == "style":
         parts.append("Do NOT mention the artist, the medium or the style.")
     if wish.absorb:
         parts.append(f"Do NOT mention {wish.absorb.rstrip('.')}.")
-    parts += ["Do NOT mention the image's resolution.", "Do NOT use any ambiguous language."]
     if wish.notes:
         parts.append(wish.notes)
     return " ".join(parts)
+
+
+def _style(wish: Wish) -> JoyStyle:
+    """The type, length and options of JoyCaption's that come nearest to a wish."""
+    options = [JoyOption.NO_RESOLUTION, JoyOption.NO_AMBIGUITY]
+    name = ""
+    if wish.goal == "character":
+        options.insert(0, JoyOption.NO_FIXED_TRAITS)
+    if wish.class_word and wish.goal in ("character", "concept"):
+        options.insert(0, JoyOption.NAME)
+        name = f"the {wish.class_word}"
+    if wish.unit == "tags":
+        return JoyStyle(JoyType.BOORU, _JOYCAPTION_LENGTHS[wish.length], tuple(options), name)
+    is_counted = wish.tokens_left is not None or wish.length == "short"
+    length = word_count(wish.most_words()) if is_counted else _JOYCAPTION_LENGTHS[wish.length]
+    return JoyStyle(JoyType.DESCRIPTIVE, length, tuple(options), name)

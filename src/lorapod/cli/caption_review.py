@@ -7,21 +7,25 @@ taken back as long as the review lasts.
 from __future__ import annotations
 
 import os
+import re
+import select
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
+from lorapod.captioning.review import Review
 from lorapod.errors import LorapodError, RequestError
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from lorapod.captioning.check import Looked
     from lorapod.data.scan import Item
 
@@ -29,106 +33,13 @@ Recaption = Callable[["Item", str], str]
 """Asks a captioner about an item once more, with a note; gives the new caption. Raises LorapodError."""
 
 KEYS = (
-    ("enter", "keep"), ("e", "edit"), ("v", "$EDITOR"), ("r", "redo with a note"), ("b", "back"), ("u", "undo"),
-    ("/", "search and replace"), ("o", "open"), ("q", "quit"),
+    ("enter", "keep"), ("s", "skip"), ("b", "back"), ("e", "edit"), ("v", "$EDITOR"), ("r", "redo with a note"),
+    ("u", "undo"), ("/", "replace"), ("o", "open"), ("q", "quit"),
 )  # fmt: skip
 
-
-@dataclass(frozen=True)
-class Done:
-    """One change, for undo."""
-
-    path: Path
-    before: str | None
-    after: str
-
-
-@dataclass
-class Review:
-    """The items in the order in which they are shown, and what was done to them.
-
-    Attributes:
-        items: The suspicious first, then by name.
-        said: What was found about each.
-        at: Number of the item that is shown.
-    """
-
-    items: list[Item]
-    said: dict[Path, list[str]]
-    at: int = 0
-    kept: set[Path] = field(default_factory=set)
-    done: list[list[Done]] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, items: list[Item], looked: Looked) -> Review:
-        said: dict[Path, list[str]] = {}
-        for finding in looked.findings:
-            said.setdefault(finding.path, []).append(finding.what)
-        weights = {item.path: -looked.weight(item.path) for item in items}
-        order = sorted(range(len(items)), key=lambda i: (weights[items[i].path], i))
-        return cls([items[i] for i in order], said)
-
-    @property
-    def item(self) -> Item:
-        return self.items[self.at]
-
-    def keep(self) -> None:
-        """The caption is fine; on to the next."""
-        self.kept.add(self.item.path)
-        self.at = min(self.at + 1, len(self.items))
-
-    def back(self) -> None:
-        """To the one before."""
-        self.at = max(0, self.at - 1)
-
-    @property
-    def is_over(self) -> bool:
-        return self.at >= len(self.items)
-
-    def write(self, changes: list[tuple[Item, str]]) -> int:
-        """Writes captions, each whole; gives how many are others than before.
-
-        Raises:
-            DiskError: One cannot be written; those before it are.
-        """
-        from lorapod.files import write_text_whole
-
-        together: list[Done] = []
-        self.done.append(together)
-        for item, text in changes:
-            target = item.caption_path or item.path.with_suffix(".txt")
-            before = target.read_text(encoding="utf-8") if target.exists() else None
-            after = " ".join(text.split()) + "\n"
-            if before == after:
-                continue
-            write_text_whole(target, after)
-            together.append(Done(target, before, after))
-            index = self.items.index(item)
-            self.items[index] = replace(item, caption=after.strip(), caption_path=target)
-            self.said.pop(item.path, None)
-        if not together:
-            self.done.pop()
-        return len(together)
-
-    def undo(self) -> str:
-        """Takes the newest change back; says what was done."""
-        from lorapod.files import write_text_whole
-
-        if not self.done:
-            return "There is nothing to undo."
-        for each in reversed(self.done.pop()):
-            now = each.path.read_text(encoding="utf-8") if each.path.exists() else None
-            if now != each.after:
-                return f"{each.path.name} was changed meanwhile and stays as it is."
-            if each.before is None:
-                each.path.unlink()
-            else:
-                write_text_whole(each.path, each.before)
-            for index, item in enumerate(self.items):
-                if (item.caption_path or item.path.with_suffix(".txt")) == each.path:
-                    self.items[index] = replace(item, caption=(each.before or "").strip())
-                    self.at = index
-        return "Undone."
+_KEY_SECONDS = 0.05
+_STILL_SIDE = 640
+"""Pixels of the longer side of a clip's frame as it is drawn."""
 
 
 class Screen:
@@ -154,6 +65,8 @@ class Screen:
 
     def run(self) -> None:
         """Shows items until all were seen or the person quits."""
+        from lorapod.data.names import shown
+
         while not self.review.is_over:
             self.show()
             try:
@@ -163,6 +76,8 @@ class Screen:
                 break
             except LorapodError as error:
                 self.message = f"{error.what}. {error.to_hint()}"
+        for each in self.review.unseen:
+            typer.echo(f"Not shown: {shown(each)}", err=True)
         changed = sum(len(each) for each in self.review.done)
         seen = len(self.review.kept)
         typer.echo(f"\n{seen} of {len(self.review.items)} kept, {changed} captions changed. They are on disk.")
@@ -194,14 +109,17 @@ class Screen:
         if self.message:
             console.print(f"[cyan]{escape(self.message)}[/]")
             self.message = ""
-        console.print("  ".join(f"[bold]{key}[/] {what}" for key, what in KEYS if key != "r" or self.recaption))
+        keys = (f"[bold]{key}[/] {what}" for key, what in KEYS if key != "r" or self.recaption)
+        console.print("  ".join(each.replace(" ", "\u00a0") for each in keys))
 
     def heed(self, key: str) -> bool:
         """Does what a key asks for; False to quit."""
         review = self.review
         match key:
-            case "\r" | "\n" | " " | "s" | "k":
+            case "\r" | "\n" | " " | "k":
                 review.keep()
+            case "s" | "\x1b[C" | "\x1b[B":  # right, down
+                review.skip()
             case "e":
                 self._edited(self.line("Caption", review.item.caption or ""))
             case "v":
@@ -210,7 +128,7 @@ class Screen:
                 note = self.line("Note for the captioner", "")
                 if note is not None:
                     self._edited(self.recaption(review.item, note))
-            case "b":
+            case "b" | "\x1b[D" | "\x1b[A":  # left, up
                 review.back()
             case "u":
                 self.message = review.undo()
@@ -265,34 +183,33 @@ def edited(text: str) -> str | None:
         raise RequestError("There is no editor", "Neither VISUAL nor EDITOR is set.", "Edit here with e.")
     with tempfile.TemporaryDirectory(prefix="lorapod-caption-") as folder:
         file = Path(folder) / "caption.txt"
-        file.write_text(text + "\n", encoding="utf-8")
-        before = file.stat().st_mtime_ns
+        before = text + "\n"
+        file.write_text(before, encoding="utf-8")
         try:
-            subprocess.run([*shlex.split(named), str(file)], check=False)
+            ended = subprocess.run([*shlex.split(named), str(file)], check=False)
         except OSError as error:
             raise RequestError(f"The editor {named} cannot be started", f"{error.strerror}.", "Set EDITOR.") from error
-        return file.read_text(encoding="utf-8") if file.stat().st_mtime_ns != before else None
+        after = file.read_text(encoding="utf-8", errors="replace")
+        return after if ended.returncode == 0 and after != before else None
 
 
-def _still(item: Item) -> Path:
+def _still(item: Item) -> Path | Image.Image:
     """A picture of an item: itself, or the first frame of a clip."""
     if not item.is_clip:
         return item.path
-    import av
     from PIL import Image
 
-    target = Path(tempfile.gettempdir()) / f"lorapod-{item.sha256[:16] or abs(hash(item.path))}.png"
-    if not target.exists():
-        try:
-            with av.open(str(item.path)) as container:
-                Image.fromarray(next(container.decode(video=0)).to_ndarray(format="rgb24")).save(target)
-        except (av.error.FFmpegError, StopIteration, OSError):
-            return item.path
-    return target
+    from lorapod.data.clips import clip_frames, probe_clip
+
+    try:
+        _, frame = next(clip_frames(item.path, probe_clip(item.path), _STILL_SIDE))
+    except (LorapodError, StopIteration):
+        return item.path
+    return Image.fromarray(frame)
 
 
 def pressed() -> str:
-    """Waits for a key. What was typed ahead counts, which `typer.getchar` would drop."""
+    """Waits for a key: a letter, or what an arrow key sends. What was typed ahead counts; `typer.getchar` would drop it."""
     try:
         import termios
         import tty
@@ -302,22 +219,40 @@ def pressed() -> str:
     before = termios.tcgetattr(terminal)
     try:
         tty.setraw(terminal, termios.TCSADRAIN)
-        return os.read(terminal, 1).decode("utf-8", "replace")
+        key = os.read(terminal, 1)
+        if key == b"\x1b":
+            while not re.fullmatch(rb"\x1b(?:[\[O][0-9;?]*[A-Za-z~]|[^\[O])", key) and _more(terminal):
+                key += os.read(terminal, 1)
+        for _ in range((key[0] >= 0xC0) + (key[0] >= 0xE0) + (key[0] >= 0xF0) if key else 0):
+            key += os.read(terminal, 1)
+        return key.decode("utf-8", "replace").replace("\x1bO", "\x1b[")
     finally:
         termios.tcsetattr(terminal, termios.TCSADRAIN, before)
 
 
+def _more(terminal: int) -> bool:
+    """Whether more bytes of a key come at once."""
+    return bool(select.select([terminal], [], [], _KEY_SECONDS)[0])
+
+
+def typed(title: str, text: str) -> str | None:
+    """Asks for a line, with a text to begin from; None where it was given up. On a terminal that cannot move its cursor
+    an empty line leaves the text as it is."""
+    is_plain = os.environ.get("TERM", "dumb") == "dumb"
+    try:
+        if is_plain:
+            shown = f"{title} (empty leaves it as it is): " if text else f"{title}: "
+            return input(shown) or text
+        from prompt_toolkit import prompt
+
+        return prompt(f"{title}: ", default=text)
+    except (KeyboardInterrupt, EOFError):
+        return None
+
+
 def review_in_terminal(items: list[Item], looked: Looked, recaption: Recaption | None) -> None:
     """The review with the keyboard."""
-    from prompt_toolkit import prompt
-
-    def line(title: str, text: str) -> str | None:
-        try:
-            return prompt(f"{title}: ", default=text)
-        except (KeyboardInterrupt, EOFError):
-            return None
-
-    Screen(Review.of(items, looked), key=pressed, line=line, recaption=recaption).run()
+    Screen(Review.of(items, looked), key=pressed, line=typed, recaption=recaption).run()
 
 
 __all__ = ["Review", "Screen", "review_in_terminal"]

@@ -34,13 +34,14 @@ def best_way() -> Way:
     return "none" if os.environ.get("NO_COLOR") else "blocks"
 
 
-def draw(path: Path, columns: int, rows: int, way: Way | None = None) -> str:
+def draw(picture: Path | Image.Image, columns: int, rows: int, way: Way | None = None) -> str:
     """A picture as what is to be written to the terminal; empty where it cannot be read or drawn."""
     chosen = way or best_way()
     if chosen == "none":
         return ""
     try:
-        with Image.open(path) as opened:
+        opened = picture if isinstance(picture, Image.Image) else Image.open(picture)
+        with opened:
             image = ImageOps.exif_transpose(opened).convert("RGBA")
     except (OSError, ValueError, Image.DecompressionBombError):
         return ""

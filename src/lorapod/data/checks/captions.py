@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from lorapod.data.checks.refusals import refuses
 from lorapod.data.checks.tokens import TextLimit
 from lorapod.data.names import shown
 from lorapod.data.plan import captions_of
@@ -16,11 +17,6 @@ from lorapod.data.walk import Problem, Severity
 from lorapod.recipe.schema import DatasetSection
 
 LISTED = 8
-
-EXCUSE = re.compile(
-    r"(i['’]?m sorry|i am sorry|sorry,|i cannot |i can['’]?t |i am unable|i['’]?m unable|unable to |as an ai)",
-    re.IGNORECASE,
-)
 
 
 def about_captions(section: DatasetSection, found: Scan, limit: TextLimit | None) -> list[Problem]:
@@ -39,7 +35,7 @@ def _excuses(items: Sequence[Item]) -> list[Problem]:
     return [
         Problem(Severity.WARNING, item.path, f"Its caption is an excuse: “{cut(item.caption or '')}”", remedy)
         for item in items
-        if EXCUSE.match((item.caption or "").strip())
+        if refuses(item.caption or "")
     ]
 
 
