@@ -100,9 +100,8 @@ def step_cost(base: BaseModel, family: Family, denoiser: nn.Module, shape: Shape
     config = config_of(base)
     if base.family == "sdxl":
         linear, attention = _counted_unet(base, family, shape, text_tokens)
-        adapter = linear * _adapter_share(denoiser)
-        return Cost(linear * batch, attention * batch, adapter * batch)
-    layers, n, t, d = _layers(base.family, config), image_tokens(base, shape), text_tokens, 0
+        return Cost(linear * batch, attention * batch, 0.0)  # the adapter's one per cent is left out
+    layers, n, t = _layers(base.family, config), image_tokens(base, shape), text_tokens
     if base.family == "z_image":
         n, t = -(-n // 32) * 32, -(-t // 32) * 32  # the model pads both to multiples of 32
     d = layers.width
@@ -110,18 +109,9 @@ def step_cost(base: BaseModel, family: Family, denoiser: nn.Module, shape: Shape
     attention = 4 * d * (
         layers.joint * (n + t) ** 2 + layers.refining * (n * n + t * t) + layers.crossing * (n * n + n * t)
     )  # fmt: skip
-    return Cost(linear * batch, attention * batch, linear * _adapter_share(denoiser) * batch)
-
-
-def _adapter_share(denoiser: nn.Module) -> float:
-    """Weights of the adapter a weight of the linear layers in the blocks: its part of their forward operations."""
-    adapted = sum(p.numel() for p in adapters.adapter_parameters(denoiser))
-    frozen = sum(
-        module.weight.numel()
-        for name, module in denoiser.named_modules()
-        if isinstance(module, nn.Linear) and "lora_" not in name and "blocks" in name + "blocks"
-    )
-    return adapted / frozen
+    adapted = sum(parameter.numel() for parameter in adapters.adapter_parameters(denoiser))
+    adapter = linear * adapted / (layers.image + layers.text + layers.both)
+    return Cost(linear * batch, attention * batch, adapter * batch)
 
 
 def _counted_unet(base: BaseModel, family: Family, shape: Shape, text_tokens: int) -> tuple[float, float]:
