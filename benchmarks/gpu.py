@@ -7,8 +7,8 @@
 One command, unattended: every model is timed at every shape eager and compiled, with and without activation checkpointing,
 each in a process of its own, and what is out of memory or fails is noted and the rest goes on. Results go to
 results/gpu-DEVICE.json and .md as they come; a cell that is measured again replaces its old row. The goals beside them
-are for one H100 in bf16, batch 1, rank 16. `--musubi CHECKOUT` and `--diffusion-pipe CHECKOUT` measure those too.
-Not measured: VAE and text encoders, reading the cache, several GPUs.
+are for one H100 in bf16, batch 1, rank 16.
+Not measured: VAE and text encoders, reading the cache, several GPUs, other trainers.
 """
 
 from __future__ import annotations
@@ -51,8 +51,6 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the results")
     parser.add_argument("--compile-cache", type=Path, help="folder that keeps compiled code from run to run")
     parser.add_argument("--tiny", action="store_true", help="tiny models, also on the CPU; measures nothing")
-    parser.add_argument("--musubi", type=Path, metavar="CHECKOUT", help="measure musubi-tuner too")
-    parser.add_argument("--diffusion-pipe", type=Path, metavar="CHECKOUT", help="measure diffusion-pipe too")
     parser.add_argument("--cell", help=argparse.SUPPRESS)
     args = parser.parse_args(given)
     if args.cell:
@@ -115,11 +113,14 @@ def one_cell(text: str) -> None:
     """Measures in this process, and prints the row as the last line."""
     from gpu_parts.measure import Cell, events_aside, measure
 
+    from lorapod.events import PREFIX
+
     given = json.loads(text)
     began = given.pop("began")
     with events_aside() as events:
         row = measure(Cell(**given), began)
-    warnings = [line for line in events.getvalue().splitlines() if "warning" in line]
+    lines = [line.removeprefix(PREFIX) for line in events.getvalue().split("\n") if line.startswith(PREFIX)]
+    warnings = [event["message"] for event in map(json.loads, lines) if event["type"] == "warning"]
     print(json.dumps({**row, "warnings": warnings} if warnings else row))
 
 
@@ -134,13 +135,6 @@ def main() -> int:
         rows.append(row)
         print(line_of(row), flush=True)
         write_results(args.results, rows, tiny=args.tiny)
-    if args.musubi or args.diffusion_pipe:
-        from gpu_parts.peers import Peers
-
-        for row in Peers(args).rows():
-            rows.append(row)
-            print(line_of(row), flush=True)
-            write_results(args.results, rows, tiny=args.tiny)
     paths = write_results(args.results, rows, tiny=args.tiny)
     print(f"\n{paths[1].read_text(encoding='utf-8')}\nWrote {paths[0]} and {paths[1]}.")
     return 0 if any(row["state"] == "measured" for row in rows) else 1

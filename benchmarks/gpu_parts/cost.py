@@ -88,7 +88,9 @@ def _layers(family: str, config: Mapping[str, Any]) -> _Layers:
         return _Layers(width, count * block, count * 2 * width**2, 0, crossing=count, ends=ends)
     single = config["num_single_layers"] if family == "flux" else 0
     streams = count * 12 * width**2
-    return _Layers(width, streams, streams, single * 12 * width**2, joint=count + single, ends=2 * config["in_channels"])
+    return _Layers(
+        width, streams, streams, single * 12 * width**2, joint=count + single, ends=2 * config["in_channels"]
+    )
 
 
 def step_cost(base: BaseModel, family: Family, denoiser: nn.Module, shape: Shape, text_tokens: int, batch: int) -> Cost:

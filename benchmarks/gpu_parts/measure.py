@@ -131,7 +131,10 @@ def _measured(cell: Cell, folder: Path, began: float, imported: float) -> dict[s
     spans = [_window(step, max(1, cell.steps // cell.windows), job.device) for _ in range(cell.windows)]
     last_loss = losses[0].item()
     if not (math.isfinite(first_loss) and math.isfinite(last_loss)):
-        return {"state": "failed", "why": f"the loss went from {first_loss} to {last_loss}, so the numbers mean nothing"}
+        return {
+            "state": "failed",
+            "why": f"the loss went from {first_loss} to {last_loss}, so the numbers mean nothing",
+        }
     if torch.equal(before[0], parameters[0]):
         return {"state": "failed", "why": "the adapter did not change, so nothing was trained"}
     seconds = statistics.median(spans)

@@ -27,16 +27,16 @@ def parts() -> ModuleType:
 
 
 class Trained:
-    """A tiny Z-Image of random weights that takes steps as a run does, without a dataset."""
+    """A tiny model of random weights that takes steps as a run does, without a dataset."""
 
-    def __init__(self, parts: ModuleType, folder: Path, checkpointing: bool = False) -> None:
+    def __init__(self, parts: ModuleType, folder: Path, checkpointing: bool = False, model: str = "z-image") -> None:
         from gpu_parts.models import random_denoiser
 
         from lorapod.engine import adapters
         from lorapod.engine.optimizers import build_optimizer
 
         folder.mkdir()
-        cell = parts.Cell("z-image", "64x64", compiled=False, checkpointing=checkpointing, tiny=True)
+        cell = parts.Cell(model, "64x64", compiled=False, checkpointing=checkpointing, tiny=True)
         self.job = parts._job(cell, folder)
         self.denoiser = random_denoiser(self.job.base, self.job.device, self.job.dtype)
         adapters.add_adapter(self.denoiser, self.job.family, self.job.recipe.adapter, 16.0, 0)
@@ -61,7 +61,7 @@ class Trained:
 
 
 def warnings(text: str) -> list[dict[str, Any]]:
-    events = [json.loads(line.removeprefix(PREFIX)) for line in text.splitlines() if line.startswith(PREFIX)]
+    events = [json.loads(line.removeprefix(PREFIX)) for line in text.split("\n") if line.startswith(PREFIX)]
     return [event for event in events if event["type"] == "warning"]
 
 
@@ -70,8 +70,8 @@ def test_compiled_blocks_learn_the_same(
     parts: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
-    plain = Trained(parts, tmp_path / "plain").losses(3)
-    other = Trained(parts, tmp_path / "compiled")
+    plain = Trained(parts, tmp_path / "plain", model="wan2.1-t2v-1.3b").losses(3)
+    other = Trained(parts, tmp_path / "compiled", model="wan2.1-t2v-1.3b")
     blocks = CompiledBlocks(other.denoiser, tmp_path / "unused")
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()

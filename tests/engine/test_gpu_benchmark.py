@@ -47,7 +47,9 @@ def test_one_command_measures_two_families(tmp_path: Path) -> None:
 
 
 def test_what_fails_is_noted_and_replaced_when_it_is_measured_again(gpu: ModuleType, tmp_path: Path) -> None:
-    (cell,) = gpu.cells(gpu.arguments(["--tiny", "sdxl", "64x68", "--checkpointing", "off", "--results", str(tmp_path)]))
+    (cell,) = gpu.cells(
+        gpu.arguments(["--tiny", "sdxl", "64x68", "--checkpointing", "off", "--results", str(tmp_path)])
+    )
     impossible = gpu.run_cell(cell, 120)
     assert impossible["state"] == "not possible" and "steps of 8" in impossible["why"]
     slow = gpu.run_cell(cell, 0.1)
