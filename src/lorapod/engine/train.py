@@ -22,9 +22,10 @@ from lorapod import recipe as recipes
 from lorapod.engine import adapter_files, adapters
 from lorapod.engine.adapter_files import Merged
 from lorapod.engine.averages import Average
-from lorapod.engine.batches import Batch, Batches
+from lorapod.engine.batches import Batches
 from lorapod.engine.checkpoint import Place, checkpoints_in, load_checkpoint, read_place, save_checkpoint
-from lorapod.engine.evaluate import Evaluation, loss_of
+from lorapod.engine.compiling import CompiledBlocks, wants_compiling
+from lorapod.engine.evaluate import Evaluation
 from lorapod.engine.experts import (
     adapter_copy,
     drop_frozen,
@@ -36,11 +37,12 @@ from lorapod.engine.experts import (
     take_frozen,
 )
 from lorapod.engine.export import write_lora
-from lorapod.engine.families import Expert, WeighsBySnr
+from lorapod.engine.families import Expert
 from lorapod.engine.job import Job
 from lorapod.engine.optimizers import build_optimizer, rate_at, weights_for_use
 from lorapod.engine.output import emit
 from lorapod.engine.previews import Previews
+from lorapod.engine.step import optimizer_step
 from lorapod.engine.weights import stored_weights
 from lorapod.errors import NonFiniteLossError
 from lorapod.files import sha256_of
@@ -77,6 +79,9 @@ class Training:
             adapters.continue_from(self.denoiser, job.family, file)
         if recipe.training.gradient_checkpointing:
             self.denoiser.enable_gradient_checkpointing()
+        self.compiled = None
+        if wants_compiling(recipe.training.compile, job.device):
+            self.compiled = CompiledBlocks(self.denoiser, job.workspace.cache / "compiled")
         self.parameters = adapters.adapter_parameters(self.denoiser)
         self.average = Average(adapters.adapter_tensors(self.denoiser), recipe.adapter.ema_decay)
         self.optimizer = build_optimizer(recipe.optimizer, self.parameters)
@@ -113,7 +118,7 @@ class Training:
             with self.weights_for_use():
                 self.finished[self.expert.suffix] = adapter_copy(self.denoiser)
             following = self.job.experts[self.job.experts.index(self.expert) + 1]
-            del self.denoiser, self.optimizer, self.parameters, self.average, self.evaluation
+            del self.denoiser, self.compiled, self.optimizer, self.parameters, self.average, self.evaluation
             free_memory()
             self.begin(following)
         return False
@@ -138,17 +143,16 @@ class Training:
                 self.checkpoint()
                 return False
             rate = rate_at(self.recipe.optimizer, self.step - self.first_step, self.batches.steps_of_expert)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            torch.manual_seed(hash((self.recipe.training.seed, self.step)) % 2**63)  # for the adapter's dropout
-            for _ in range(accumulation):
-                loss = self.weighted_loss(next(upcoming).to(self.job.device))
-                (loss / accumulation).backward()
-                pending.append(loss.detach())
-            if self.recipe.optimizer.clip_norm:
-                nn.utils.clip_grad_norm_(self.parameters, self.recipe.optimizer.clip_norm)
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+            pending += optimizer_step(
+                self.job,
+                self.denoiser,
+                self.optimizer,
+                self.parameters,
+                upcoming,
+                rate,
+                self.step,
+                self.compiled,
+            )
             self.step += 1
             self.average.update(self.step - self.first_step)
             spent = time.perf_counter() - began
@@ -158,14 +162,6 @@ class Training:
                 self.between_steps()
                 began = time.perf_counter()
         return True
-
-    def weighted_loss(self, batch: Batch) -> Tensor:
-        """What is learnt from a batch, a scalar. Evaluation weighs all alike, so that its curves can be compared."""
-        losses = loss_of(self.job, self.denoiser, batch)
-        gamma = self.recipe.training.min_snr_gamma
-        if gamma and isinstance(self.job.family, WeighsBySnr):
-            losses = losses * self.job.family.min_snr_weight(batch.noise_level, gamma)
-        return losses.mean()
 
     def is_due(self) -> bool:
         """Whether something is done after this step."""

@@ -135,7 +135,7 @@ class StoredWeights:
         """
         wanted: dict[str, Tensor] = dict(model.state_dict(keep_vars=True))
         places = self._places(model, wanted)
-        exact = _kept_exact(model, dtype)
+        exact = kept_exact(model, dtype)
         types = {
             name: _type_of(tensor, torch.float32 if exact.intersection(name.split(".")) else dtype)
             for name, tensor in wanted.items()
@@ -367,7 +367,7 @@ def _scaled(piece: Tensor, scales: Tensor, device: torch.device) -> Tensor:
     return piece.to(at).float() * scales.to(at)[:, None]
 
 
-def _kept_exact(model: nn.Module, dtype: torch.dtype) -> set[str]:
+def kept_exact(model: nn.Module, dtype: torch.dtype) -> set[str]:
     """Parts of names whose weights the model's class keeps in float32 whatever is asked for.
 
     transformers means by the list without `strict` those that overflow in float16 alone.

@@ -110,6 +110,8 @@ def _check_adapter(recipe: Recipe, kind: str) -> None:
 
 def _check_training(recipe: Recipe, entry: Entry, kind: str) -> None:
     training = recipe.training
+    if training.compile is True:
+        raise _cannot("compile the base model's blocks", "training.compile", "builtin")
     if training.first_frame_share:
         raise _cannot("give first frames at a share of steps", "training.first_frame_share", "builtin")
     if training.min_snr_gamma and kind != "sdxl":

@@ -311,6 +311,7 @@ def _training(
     if (entry.parameters or 0) >= FP8_FROM_PARAMETERS and training.precision is not Precision.FP32:
         options |= {"fp8_base": True, "fp8_scaled": True}
     options["gradient_checkpointing"] = training.gradient_checkpointing
+    options["compile"] = training.compile is True  # its own default, which `auto` leaves it at, is not to
     options |= _adapter(recipe, context, architecture) | _optimizer(recipe) | _noise(recipe, network, architecture)
     if training.epochs is not None:
         options["max_train_epochs"] = training.epochs
