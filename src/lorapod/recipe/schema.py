@@ -287,9 +287,9 @@ class TrainingSection(Section):
         False, description="Recompute activations in the backward pass to save memory."
     )
     compile: Literal["auto"] | bool = Field(
-        "auto",
-        description="Compile the base model's blocks for each size in the buckets: faster steps after a wait of up to minutes "
-        "before the first of a size. `auto` does so on CUDA; where it fails, training goes on without and says so.",
+        False,
+        description="Compile the base model's blocks for each size in the buckets: faster steps after a wait of up to "
+        "minutes before the first of a size. `auto` does so on CUDA; where it fails, training goes on without and says so.",
     )
 
     @model_validator(mode="after")
