@@ -45,7 +45,8 @@ lock: $(VENV)/.installed-dev ## Pin by hash what the container holds (docker/req
 	@$(BIN)/python tools/lock.py
 
 bench: $(VENV)/.installed-dev ## Run the benchmarks, one after the other
-	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
+	@set -e; for file in $(filter-out benchmarks/gpu.py,$(wildcard benchmarks/*.py)); do echo "== $$file"; $(BIN)/python $$file; done
+	@$(BIN)/python benchmarks/gpu.py --tiny z-image wan2.1-t2v-1.3b
 
 clean: ## Remove .venv and caches
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

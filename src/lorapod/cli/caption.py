@@ -102,6 +102,21 @@ def write_command(
         typer.Option(help="What the trigger word is to take in besides; captions leave it out.", show_default=False),
     ] = "",
     notes: Annotated[str, typer.Option(help="What the model should know besides.", show_default=False)] = "",
+    joy_type: Annotated[
+        str,
+        typer.Option(
+            "--joy-type", help="JoyCaption's type of caption, as straightforward or danbooru.", show_default=False
+        ),
+    ] = "",
+    joy_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--joy-option",
+            metavar="OPTION",
+            help="One of JoyCaption's extra options, as lighting or no-text; several may be given.",
+            show_default=False,
+        ),
+    ] = None,
     frames: Annotated[int, typer.Option(min=1, max=64, help="Frames of a clip that are sent as pictures.")] = 8,
     send_video: Annotated[
         bool, typer.Option("--send-video", help="Send clips as they are, where the service takes them.")
@@ -161,6 +176,11 @@ def write_command(
         notes=notes,
         prompt=prompt,
     )
+    if joy_type or joy_option:
+        from lorapod.captioning.joycaption_style import style_of
+
+        style = style_of(joy_type or "descriptive", length, joy_option or (), class_word)
+        wish = replace(wish, joycaption=style, unit="tags" if style.is_tags else wish.unit)
     options = Options(
         model=model,
         endpoint=endpoint,
