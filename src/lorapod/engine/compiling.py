@@ -2,8 +2,9 @@
 
 A block is compiled when it first meets a shape while it trains, with fixed shapes (`dynamic=False`), since the batches of
 a bucket all have the same. Evaluation and previews run the plain block: they come with shapes of their own, and compiling
-for a handful of passes costs more than it saves. What inductor makes is kept in the workspace, so that the next run with the same
-shapes finds it. A block that cannot be compiled runs as it is, and so do then all others, after one `warning` event.
+for a handful of passes costs more than it saves. What inductor makes is kept in the workspace, so that the next run with
+the same shapes finds it. A block that cannot be compiled runs as it is, and so do then all others, after one `warning`
+event.
 
 Not covered: CUDA graphs, the layers outside the repeated blocks, and a cache that travels between machines.
 """

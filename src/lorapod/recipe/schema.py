@@ -288,8 +288,8 @@ class TrainingSection(Section):
     )
     compile: Literal["auto"] | bool = Field(
         "auto",
-        description="Compile the base model's blocks for each size in the buckets: faster steps after a wait of up to minutes "
-        "before the first of a size. `auto` does so on CUDA; where it fails, training goes on without and says so.",
+        description="Compile the base model's blocks for each size in the buckets: faster steps after a wait of up to "
+        "minutes before the first of a size. `auto` does so on CUDA; where it fails, training goes on without and says so.",
     )
 
     @model_validator(mode="after")
