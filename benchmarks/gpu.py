@@ -44,6 +44,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("what", nargs="*", help=f"models ({', '.join(MODELS)}) and shapes (1024x1024, 832x480x81)")
     parser.add_argument("--compile", choices=WAYS, nargs="?", const="on", help="default: both; off with --tiny")
     parser.add_argument("--checkpointing", choices=WAYS, default="both")
+    parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--steps", type=int, help="that are timed, in all windows (default 60; 6 with --tiny)")
@@ -93,7 +94,7 @@ def cells(args: argparse.Namespace) -> list[dict[str, Any]]:
                     found.append(
                         {
                             "model": model, "shape": str(Shape.of(shape)), "compiled": compiled,
-                            "checkpointing": checkpointing, "batch": args.batch, "rank": args.rank, "tiny": args.tiny,
+                            "checkpointing": checkpointing, "batch": args.batch, "rank": args.rank, "tiny": args.tiny, "precision": args.precision,
                             "steps": args.steps, "windows": args.windows, "warmup_steps": args.warmup_steps,
                             "warmup_seconds": args.warmup_seconds, "peak": args.peak_tflops,
                             "cache": str(args.compile_cache or ""),
