@@ -16,7 +16,8 @@ Row = dict[str, Any]
 
 _KEY = ("trainer", "model", "shape", "batch", "rank", "compiled", "checkpointing", "precision", "tiny")
 _HEAD = (
-    "trainer", "model", "shape", "batch", "precision", "blocks", "checkpointing", "s/step", "slowest", "samples/s", "MFU", "peak GB",
+    "trainer", "model", "shape", "batch", "precision", "blocks",
+    "checkpointing", "s/step", "slowest", "samples/s", "MFU", "peak GB",
     "first step s", "goal s", "times the goal",
 )  # fmt: skip
 
