@@ -3,6 +3,7 @@
     python benchmarks/gpu.py z-image flux-dev 512x512 1024x1024        models, then shapes; each with each that takes it
     python benchmarks/gpu.py wan2.1-t2v-1.3b 832x480x33 --compile on --checkpointing off
     python benchmarks/gpu.py --tiny z-image wan2.1-t2v-1.3b            the same code on the CPU, in seconds
+    python benchmarks/gpu.py                                           every model; tiny where there is no GPU
 
 One command, unattended: every model is timed at every shape eager and compiled, with and without activation checkpointing,
 each in a process of its own, and what is out of memory or fails is noted and the rest goes on. Results go to
@@ -18,9 +19,12 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -40,6 +44,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("what", nargs="*", help=f"models ({', '.join(MODELS)}) and shapes (1024x1024, 832x480x81)")
     parser.add_argument("--compile", choices=WAYS, nargs="?", const="on", help="default: both; off with --tiny")
     parser.add_argument("--checkpointing", choices=WAYS, default="both")
+    parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--steps", type=int, help="that are timed, in all windows (default 60; 6 with --tiny)")
@@ -48,7 +53,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--warmup-seconds", type=float, help="and at least so long (default 30; 0 with --tiny)")
     parser.add_argument("--peak-tflops", type=float, help="of the device, where its name is not known")
     parser.add_argument("--limit", type=float, default=SECONDS_A_CELL, help="most seconds that one cell may take")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the results")
+    parser.add_argument("--results", type=Path, help="folder for them (default: results; with --tiny one of its own)")
     parser.add_argument("--compile-cache", type=Path, help="folder that keeps compiled code from run to run")
     parser.add_argument("--tiny", action="store_true", help="tiny models, also on the CPU; measures nothing")
     parser.add_argument("--cell", help=argparse.SUPPRESS)
@@ -62,8 +67,13 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
             Shape.of(word)
         except ValueError:
             parser.error(f"{word} is neither a model ({', '.join(MODELS)}) nor a shape like 1024x1024 or 832x480x81")
-    if not args.models:
-        parser.error("name at least one model: " + ", ".join(MODELS))
+    if not torch.cuda.is_available() and not args.tiny:
+        if args.what:
+            parser.error("there is no GPU that torch can use; --tiny runs the same code on the CPU")
+        args.tiny = True  # as `make bench` does
+    args.models = args.models or list(MODELS)
+    if args.results is None:
+        args.results = Path(tempfile.mkdtemp(prefix="lorapod-gpu-")) if args.tiny else RESULTS
     args.compile = args.compile or ("off" if args.tiny else "both")
     for name, full, tiny in (("steps", 60, 6), ("warmup_steps", 20, 2), ("warmup_seconds", 30.0, 0.0)):
         if getattr(args, name) is None:
@@ -84,8 +94,8 @@ def cells(args: argparse.Namespace) -> list[dict[str, Any]]:
                     found.append(
                         {
                             "model": model, "shape": str(Shape.of(shape)), "compiled": compiled,
-                            "checkpointing": checkpointing, "batch": args.batch, "rank": args.rank, "tiny": args.tiny,
-                            "steps": args.steps, "windows": args.windows, "warmup_steps": args.warmup_steps,
+                            "checkpointing": checkpointing, "batch": args.batch, "rank": args.rank,
+                            "tiny": args.tiny, "precision": args.precision, "steps": args.steps, "windows": args.windows, "warmup_steps": args.warmup_steps,
                             "warmup_seconds": args.warmup_seconds, "peak": args.peak_tflops,
                             "cache": str(args.compile_cache or ""),
                         }

@@ -14,9 +14,10 @@ from lorapod.files import write_text_whole
 
 Row = dict[str, Any]
 
-_KEY = ("trainer", "model", "shape", "batch", "rank", "compiled", "checkpointing", "tiny")
+_KEY = ("trainer", "model", "shape", "batch", "rank", "compiled", "checkpointing", "precision", "tiny")
 _HEAD = (
-    "trainer", "model", "shape", "batch", "blocks", "checkpointing", "s/step", "slowest", "samples/s", "MFU", "peak GB",
+    "trainer", "model", "shape", "batch", "precision", "blocks",
+    "checkpointing", "s/step", "slowest", "samples/s", "MFU", "peak GB",
     "first step s", "goal s", "times the goal",
 )  # fmt: skip
 
@@ -51,7 +52,7 @@ def line_of(row: Row) -> str:
 def _page(head: dict[str, Any], rows: list[Row], tiny: bool) -> str:
     software = ", ".join(f"{name} {number}" for name, number in head["software"].items())
     lines = [f"# A training step on {head['device']} ({head['written'][:10]})", ""]
-    lines += ["`python benchmarks/gpu.py`: random weights, bf16 on GPUs, AdamW, attention and feed-forward layers."]
+    lines += ["`python benchmarks/gpu.py`: random weights, AdamW, attention and feed-forward layers."]
     lines += [f"{software}. MFU counts model FLOPs without recomputation.", ""]
     if tiny:
         lines += ["**Tiny models: this shows that the benchmark runs, and says nothing of speed.**", ""]
@@ -63,7 +64,8 @@ def _page(head: dict[str, Any], rows: list[Row], tiny: bool) -> str:
 
 
 def _cells(row: Row) -> list[str]:
-    first = [row.get("trainer", "lorapod"), row["model"], row["shape"], str(row["batch"]), _blocks(row), _kept(row)]
+    first = [row.get("trainer", "lorapod"), row["model"], row["shape"], str(row["batch"])]
+    first += [row["precision"], _blocks(row), _kept(row)]
     if row["state"] != "measured":
         return [*first, row["state"], *[""] * (len(_HEAD) - len(first) - 1)]
     goal, ratio, used = row.get("goal"), row.get("times_the_goal"), row.get("utilisation")

@@ -69,7 +69,11 @@ def warnings(text: str) -> list[dict[str, Any]]:
 def test_compiled_blocks_learn_the_same(
     parts: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from torch._inductor import config
+
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    monkeypatch.setattr(config, "compile_threads", 1)  # workers and vector code only make the test longer
+    monkeypatch.setattr(config.cpp, "simdlen", 1)
     plain = Trained(parts, tmp_path / "plain", model="wan2.1-t2v-1.3b").losses(3)
     other = Trained(parts, tmp_path / "compiled", model="wan2.1-t2v-1.3b")
     blocks = CompiledBlocks(other.denoiser, tmp_path / "unused")

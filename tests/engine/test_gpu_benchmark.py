@@ -43,7 +43,10 @@ def test_one_command_measures_two_families(tmp_path: Path) -> None:
         assert min(parts) > 0 and sum(parts) == pytest.approx(row["seconds_to_first_step"])
         assert row["goal"] is None and row["peak_gb"] > 0
     table = (tmp_path / "gpu-cpu-tiny.md").read_text(encoding="utf-8")
-    assert "| lorapod | z-image | 64x64 | 1 | eager | no checkpointing |" in table and "says nothing of speed" in table
+    assert (
+        "| lorapod | z-image | 64x64 | 1 | bf16 | eager | no checkpointing |" in table
+        and "says nothing of speed" in table
+    )
 
 
 def test_what_fails_is_noted_and_replaced_when_it_is_measured_again(gpu: ModuleType, tmp_path: Path) -> None:

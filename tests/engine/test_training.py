@@ -311,3 +311,20 @@ def test_bf16_trains_and_resumes_bit_for_bit(recipe_file: Callable[..., Path], w
     shutil.copy(sorted((whole / "checkpoints").iterdir())[0], resumed / "checkpoints")
     assert train(resumed, workspace, resume=True).returncode == 0
     assert (resumed / "lora/zorb.safetensors").read_bytes() == (whole / "lora/zorb.safetensors").read_bytes()
+
+
+def test_without_a_compiler_a_run_that_asks_for_one_goes_on_and_says_so(
+    recipe_file: Callable[..., Path], workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = run_folder(recipe_file(), workspace / "plain")
+    assert train(plain, workspace).returncode == 0
+    monkeypatch.setenv("CXX", "/nowhere/c++")
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    run = run_folder(recipe_file(), workspace / "run", ["training.compile=true"])
+    ended = train(run, workspace)
+    assert ended.returncode == 0, ended.stderr
+    (warning,) = [e for e in events(ended, "warning") if "compiled" in e["message"]]
+    assert "training.compile" in warning["hint"]
+    assert (workspace / "cache" / "compiled").is_dir()
+    ours, theirs = (load_file(folder / "lora" / "zorb.safetensors") for folder in (run, plain))
+    assert all(ours[name].equal(theirs[name]) for name in theirs)
