@@ -36,7 +36,7 @@ class Trained:
         from lorapod.engine.optimizers import build_optimizer
 
         folder.mkdir()
-        cell = parts.Cell(model, "64x64", compiled=False, checkpointing=checkpointing, tiny=True)
+        cell = parts.Cell(model, "64x64", compiled=False, checkpointing=checkpointing, tiny=True, precision="fp32")
         self.job = parts._job(cell, folder)
         self.denoiser = random_denoiser(self.job.base, self.job.device, self.job.dtype)
         adapters.add_adapter(self.denoiser, self.job.family, self.job.recipe.adapter, 16.0, 0)
