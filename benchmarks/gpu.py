@@ -95,7 +95,8 @@ def cells(args: argparse.Namespace) -> list[dict[str, Any]]:
                         {
                             "model": model, "shape": str(Shape.of(shape)), "compiled": compiled,
                             "checkpointing": checkpointing, "batch": args.batch, "rank": args.rank,
-                            "tiny": args.tiny, "precision": args.precision, "steps": args.steps, "windows": args.windows, "warmup_steps": args.warmup_steps,
+                            "tiny": args.tiny, "precision": args.precision, "steps": args.steps,
+                            "windows": args.windows, "warmup_steps": args.warmup_steps,
                             "warmup_seconds": args.warmup_seconds, "peak": args.peak_tflops,
                             "cache": str(args.compile_cache or ""),
                         }

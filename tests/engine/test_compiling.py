@@ -36,7 +36,7 @@ class Trained:
         from lorapod.engine.optimizers import build_optimizer
 
         folder.mkdir()
-        cell = parts.Cell(model, "64x64", compiled=False, checkpointing=checkpointing, tiny=True)
+        cell = parts.Cell(model, "64x64", compiled=False, checkpointing=checkpointing, tiny=True, precision="fp32")
         self.job = parts._job(cell, folder)
         self.denoiser = random_denoiser(self.job.base, self.job.device, self.job.dtype)
         adapters.add_adapter(self.denoiser, self.job.family, self.job.recipe.adapter, 16.0, 0)
@@ -70,13 +70,14 @@ def test_compiled_blocks_learn_the_same(
     parts: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from torch._inductor import config
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", default_cache_dir())  # as torch itself sets it when it is imported
     monkeypatch.setattr(config, "compile_threads", 1)  # workers and vector code only make the test longer
     monkeypatch.setattr(config.cpp, "simdlen", 1)
     plain = Trained(parts, tmp_path / "plain", model="wan2.1-t2v-1.3b").losses(3)
     other = Trained(parts, tmp_path / "compiled", model="wan2.1-t2v-1.3b")
-    blocks = CompiledBlocks(other.denoiser, tmp_path / "unused")
+    blocks = CompiledBlocks(other.denoiser, tmp_path / "inductor")
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     assert other.losses(3, blocks) == pytest.approx(plain, abs=1e-5)

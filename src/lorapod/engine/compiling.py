@@ -18,11 +18,14 @@ from typing import Any
 import torch
 from torch import nn
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from lorapod.engine.output import emit
 
 COMPILER_ERRORS = (TorchDynamoException, FailOnRecompileLimitHit)
 """What torch.compile raises where it cannot compile; a failing C++ or Triton compiler is wrapped in one of these."""
+
+_CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
 MOST_SHAPES = 256
 """Graphs of one kind of block. torch's own limit of 8 is soon reached by buckets, and is silent."""
@@ -52,7 +55,8 @@ class CompiledBlocks:
         if not self.blocks:
             self._report(f"{type(denoiser).__name__} names no repeated blocks")
             return
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+        if os.environ.get(_CACHE_VARIABLE) in (None, default_cache_dir()):  # torch writes its own default there
+            os.environ[_CACHE_VARIABLE] = str(cache)
         config = torch._dynamo.config
         config.recompile_limit = MOST_SHAPES
         config.accumulated_recompile_limit = MOST_SHAPES * 8
