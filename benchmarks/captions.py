@@ -73,7 +73,7 @@ def timed(folder: Path, captioner: Captioner) -> float:
     async def whole() -> float:
         words, plan = Judge(), plan_captions(folder)
         begun = time.perf_counter()
-        outcome = await Runner(plan, captioner, words.ask, words).run()
+        outcome = await Runner(plan, captioner, [words]).run()
         took = time.perf_counter() - begun
         await captioner.close()
         assert not outcome.failed and outcome.error is None

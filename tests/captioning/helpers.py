@@ -43,11 +43,12 @@ def service(url: str, **options: Any) -> OpenAICaptioner:
 def run(folder: Path | Plan, captioner: Captioner, **options: Any) -> Outcome:
     """A run to its end; the captioner is closed."""
     words = options.pop("words", Judge())
+    judges = words if isinstance(words, list) else [words]
     plan = folder if isinstance(folder, Plan) else plan_captions(folder, redo=options.pop("redo", "missing"))
 
     async def whole() -> Outcome:
         try:
-            runner = Runner(plan, captioner, words.ask, words, **{"base_seconds": 0.02, **options})
+            runner = Runner(plan, captioner, judges, **{"base_seconds": 0.02, **options})
             return await runner.run()
         finally:
             await captioner.close()

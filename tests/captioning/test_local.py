@@ -158,7 +158,7 @@ def test_stopping_keeps_what_is_written(tmp_path: Path) -> None:
     async def stopped() -> int:
         captioner = LocalCaptioner("slow", Slow(seconds=0.1), 2)
         judge = _Anything()
-        runner = Runner(plan_captions(folder), captioner, judge.ask, judge)  # type: ignore[arg-type]
+        runner = Runner(plan_captions(folder), captioner, [judge])  # type: ignore[arg-type]
         task = asyncio.create_task(runner.run())
         await asyncio.sleep(0.5)
         runner.stop()

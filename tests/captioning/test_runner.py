@@ -225,7 +225,7 @@ def test_stop_waits_for_what_is_out_and_a_second_one_does_not(tmp_path: Path) ->
 
     async def stopped_after(seconds: float, *, presses: int, url: str) -> tuple[int, float]:
         captioner, words = service(url), Judge()
-        runner = Runner(plan_captions(folder), captioner, words.ask, words)
+        runner = Runner(plan_captions(folder), captioner, [words])
         task = asyncio.create_task(runner.run())
         await asyncio.sleep(seconds)
         for _ in range(presses):
@@ -249,7 +249,7 @@ def test_two_runs_at_once_are_refused(tmp_path: Path) -> None:
 
     async def both(url: str) -> None:
         words = Judge()
-        runners = [Runner(plan_captions(folder), service(url), words.ask, words) for _ in range(2)]
+        runners = [Runner(plan_captions(folder), service(url), [words]) for _ in range(2)]
         done = await asyncio.gather(*(runner.run() for runner in runners), return_exceptions=True)
         assert sum(isinstance(each, LorapodError) for each in done) == 1
 

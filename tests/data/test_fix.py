@@ -70,7 +70,7 @@ def test_only_what_is_wrong_is_made_anew_and_the_original_stays(folder: Path, tm
     with Image.open(out / "turned.png") as picture:
         assert picture.size == (240, 320)
         assert 0x0112 not in picture.getexif()
-    assert (out / "sub/fine.txt").read_text() == "another of two lines\n"
+    assert (out / "sub/fine.txt").read_text() == "another\nof two lines\n"
     assert not (out / "broken.png").exists()
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -97,22 +97,26 @@ class Looked:
 
 
 def check_captions(section: DatasetSection, found: Scan, wish: Wish) -> Looked:
-    """Looks at the captions of a dataset."""
+    """Looks at the captions of a dataset; where each line is one, at each line as far as it stands for itself."""
     items = found.items
     captioned = [item for item in items if (item.caption or "").strip()]
+    single = captioned
+    if section.caption_per_line:
+        single = [replace(item, caption=line) for item in captioned for line in item.caption_lines]
     findings = [Finding(item.path, "It has no caption", 60) for item in items if not (item.caption or "").strip()]
     findings += [Finding(each.path, each.what, 70) for each in found.problems if each.severity is Severity.ERROR]
     named = {item.path for item in items}
     for problem in about_captions(section, found, wish.limit):
         if problem.path in named and problem.severity is not Severity.INFO:
             findings.append(Finding(problem.path, problem.what, 40))
-    findings += [finding for item in captioned for finding in _leftovers(item, wish)]
-    findings += _doubled(captioned, wish.trigger)
+    findings += [finding for item in single for finding in _leftovers(item, wish)]
+    findings += _doubled(single, wish.trigger)
+    findings += _fewer(captioned) if section.caption_per_line else ()
     findings += _nearly_alike(captioned)
     findings += _contradictions(captioned)
     findings += _other_languages(captioned)
     ordered = sorted(dict.fromkeys(findings), key=lambda each: (-each.weight, str(each.path)))
-    return Looked(ordered, _statistics(items, captioned, wish))
+    return Looked(ordered, _statistics(items, single, wish))
 
 
 def words_of(text: str) -> list[str]:
@@ -149,6 +153,15 @@ def _doubled(items: Sequence[Item], trigger: str) -> Iterable[Finding]:
         times = count_trigger(item.caption or "", trigger)
         if times > 1:
             yield Finding(item.path, f"Its caption says the trigger word {times} times", 20)
+
+
+def _fewer(items: Sequence[Item]) -> Iterable[Finding]:
+    """Items with another number of captions than most have."""
+    counts = Counter(len(item.caption_lines) for item in items)
+    usual = counts.most_common(1)[0][0] if counts else 0
+    for item in items:
+        if len(item.caption_lines) != usual:
+            yield Finding(item.path, f"It has {len(item.caption_lines)} captions, most items have {usual}", 15)
 
 
 def _nearly_alike(items: Sequence[Item]) -> Iterable[Finding]:
@@ -240,7 +253,7 @@ def _statistics(items: Sequence[Item], captioned: Sequence[Item], wish: Wish) ->
     limit: TextLimit | None = wish.limit
     return Words(
         items=len(items),
-        captioned=len(captioned),
+        captioned=len({item.path for item in captioned}),
         tokens=(tokens[0], tokens[len(tokens) // 2], tokens[-1]),
         limit=limit.for_caption if limit else None,
         is_counted=bool(limit and limit.is_counted),

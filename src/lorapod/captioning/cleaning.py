@@ -7,6 +7,7 @@ no caption (`faults`) is asked for again in other words, and in the end named, n
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lorapod.captioning.base import Answer, Ask
@@ -26,7 +27,7 @@ from lorapod.captioning.wording import Fault, Wish, ask_again, ask_for
 from lorapod.captioning.wrapping import unwrapped
 from lorapod.data.checks.refusals import refuses
 
-__all__ = ["Cleaned", "Judge", "clean", "is_cut", "loops", "place_trigger", "refuses", "speaks_of_the_image"]
+__all__ = ["Cleaned", "Judge", "clean", "is_cut", "loops", "place_trigger", "refuses", "speaks_of_the_image", "unsound"]
 
 _MOST_WORDS_OF_A_TAG = 12
 _FEWEST_TAGS = 8
@@ -51,7 +52,7 @@ class Cleaned:
 
 @dataclass(frozen=True)
 class Judge:
-    """Asks for what a person wants, and judges answers by it: a runner's `Wording` and `Cleaning`."""
+    """Asks for what a person wants, and judges answers by it: a runner's `Judging`."""
 
     wish: Wish = field(default_factory=Wish)
 
@@ -72,6 +73,14 @@ class Judge:
         """Why a caption would not be accepted if a model gave it now; None where it would."""
         found = clean(text, self.wish)
         return None if found.fault is None else found.fault.value
+
+
+def unsound(judges: Sequence[Judge], text: str) -> str | None:
+    """Why a caption file's text would not be written now, with a judge a line; None where it would."""
+    lines = text.splitlines()
+    if len(lines) != len(judges):
+        return f"It holds {len(lines)} of {len(judges)} captions" if text else "It is empty"
+    return next(filter(None, (judge.unsound(line) for judge, line in zip(judges, lines, strict=True))), None)
 
 
 def clean(text: str, wish: Wish, *, complete: bool = True) -> Cleaned:

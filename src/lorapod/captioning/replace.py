@@ -12,7 +12,7 @@ from lorapod.errors import RequestError
 
 @dataclass(frozen=True)
 class Change:
-    """One caption that would be another."""
+    """One caption that would be another, as they stand in the file."""
 
     item: Item
     before: str
@@ -29,15 +29,18 @@ def plan_replacement(items: Sequence[Item], search: str, replacement: str, *, pa
         raise RequestError("Nothing is searched for", "", "Give a word.")
     try:
         found = re.compile(search if pattern else rf"(?<!\w){re.escape(search)}(?!\w)")
-        changes = []
+        changes, literal = [], replacement.replace("\\", "\\\\")
         for item in items:
-            before = item.caption or ""
-            after = found.sub(replacement if pattern else replacement.replace("\\", "\\\\"), before)
-            after = (
-                re.sub(r"\s*,(?:\s*,)+", ",", re.sub(r" {2,}", " ", after)).strip(" ,") if after != before else before
-            )
+            lines = [_replaced(found, replacement if pattern else literal, line) for line in item.caption_lines]
+            before, after = "\n".join(item.caption_lines), "\n".join(lines)
             if after != before:
                 changes.append(Change(item, before, after))
     except re.error as error:
         raise RequestError(f"{search!r} is no regular expression", f"{error}.", "Mend it.") from error
     return changes
+
+
+def _replaced(search: re.Pattern[str], replacement: str, line: str) -> str:
+    """A line after the replacement, without the double spaces and commas that it left."""
+    after = search.sub(replacement, line)
+    return after if after == line else re.sub(r"\s*,(?:\s*,)+", ",", re.sub(r" {2,}", " ", after)).strip(" ,")

@@ -93,14 +93,15 @@ class Review:
         return self.at >= len(self.items)
 
     def write(self, changes: list[tuple[Item, str]]) -> int:
-        """Writes captions, each whole; gives how many are others than before.
+        """Writes captions, each whole and with the lines that it has; gives how many are others than before.
 
         Raises:
             DiskError: One cannot be written; those before it are.
         """
         together: list[Done] = []
         for item, text in changes:
-            target, after = caption_file(item), (" ".join(text.split()) + "\n").encode()
+            lines = tuple(" ".join(line.split()) for line in text.splitlines() if line.strip())
+            target, after = caption_file(item), ("\n".join(lines) + "\n").encode()
             before = _bytes(target)
             if before == after:
                 continue
@@ -110,7 +111,9 @@ class Review:
             together.append(Done(target, before, after, same, said))
             if len(together) == 1:
                 self.done.append(together)  # what was written can be undone also where the next cannot be written
-            self._put([replace(each, caption=after.decode().strip(), caption_path=target) for each in same])
+            self._put(
+                [replace(each, caption=" ".join(lines), caption_lines=lines, caption_path=target) for each in same]
+            )
         return len(together)
 
     def _put(self, items: Sequence[Item]) -> None:

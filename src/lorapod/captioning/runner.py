@@ -1,10 +1,11 @@
 """The runner: asks a captioner about every item of a plan, and puts each caption on disk, whole, the moment it is there.
 
 Many requests are out at a time, as many as the service stands (`throttle`). What a service fails at is asked again, later
-and later; what a model answers badly is asked again in other words, as `Cleaning` says. Every item ends with a caption or
-with a reason, which the folder's ledger keeps. Stopping loses nothing but what is out at that moment; a kill likewise.
+and later; what a model answers badly is asked again in other words. Every item ends with a caption or with a reason, which
+the folder's ledger keeps. Stopping loses nothing but what is out at that moment; a kill likewise.
 
-What to ask for is a `Wording`'s matter, what to accept a `Cleaning`'s. Not covered: more than one captioner at a time.
+What to ask for and what to accept is a `Judging`'s matter; with several, an item gets several captions, a line each, which
+are written together or not at all. Not covered: more than one captioner at a time.
 """
 
 from __future__ import annotations
@@ -48,12 +49,6 @@ _LOOKED_AT_ONCE = 32
 _RATE_OVER = 200
 
 
-class Wording(Protocol):
-    """Builds the request about an item, which was looked at."""
-
-    def __call__(self, subject: Subject) -> Ask: ...
-
-
 @dataclass(frozen=True)
 class Accepted:
     """The answer is good; `text` is the caption."""
@@ -79,11 +74,17 @@ class Refused:
 Verdict = Accepted | AskAgain | Refused
 
 
-class Cleaning(Protocol):
-    """Judges an answer. `repeats` counts the answers about this item that were no good before. Reasons are sentences
-    without a full stop."""
+class Judging(Protocol):
+    """Builds the request for a caption, and judges its answers."""
 
-    def __call__(self, ask: Ask, answer: Answer, repeats: int) -> Verdict: ...
+    def ask(self, subject: Subject) -> Ask:
+        """The request about an item, which was looked at."""
+        ...
+
+    def __call__(self, ask: Ask, answer: Answer, repeats: int) -> Verdict:
+        """What of an answer. `repeats` counts the answers to this request that were no good before. Reasons are sentences
+        without a full stop."""
+        ...
 
 
 @dataclass
@@ -168,6 +169,7 @@ class Runner:
     """One run over a plan.
 
     Args:
+        judges: One for each caption that an item gets, in the order of their lines.
         limit: Most items that are captioned.
         budget: Dollars that must not be passed.
         again_declined: Ask again for what the same model refused before.
@@ -178,8 +180,7 @@ class Runner:
         self,
         plan: Plan,
         captioner: Captioner,
-        wording: Wording,
-        cleaning: Cleaning,
+        judges: Sequence[Judging],
         *,
         limit: int | None = None,
         budget: float | None = None,
@@ -188,7 +189,7 @@ class Runner:
         cache: MediaCache | None = None,
         base_seconds: float = 0.5,
     ) -> None:
-        self.plan, self.captioner, self.wording, self.cleaning = plan, captioner, wording, cleaning
+        self.plan, self.captioner, self.judges = plan, captioner, judges
         self.subjects = plan.ask[:limit] if limit is not None else plan.ask
         self.run_id = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + "-" + secrets.token_hex(2)
         self.again_declined, self.watch, self.cache, self.base_seconds = again_declined, watch, cache, base_seconds
@@ -277,12 +278,26 @@ class Runner:
                 await asyncio.gather(ahead, return_exceptions=True)
 
     async def _caption(self, subject: Subject) -> None:
-        ask = self.wording(subject)
-        request = _digest(self.captioner, ask)
+        asks = [judge.ask(subject) for judge in self.judges]
+        request = _digest(self.captioner, asks)
         known = self.ledgers.of(subject.path).fault(subject.path)
         if known and known.final and known.request == request and not self.again_declined:
             self.outcome.declined.append(Left(subject.path, known.reason))
             return
+        lines = []
+        for ask, judge in zip(asks, self.judges, strict=True):
+            try:
+                text = await self._answered(ask, judge)
+            except _NoCaption as error:
+                self._fail(Left(subject.path, error.reason), request, final=error.final, error=error.cause)
+                return
+            if text is None:
+                return
+            lines.append(text)
+        await self._accept(subject, lines, request)
+
+    async def _answered(self, ask: Ask, judge: Judging) -> str | None:
+        """An answer that is a caption; None where the run ends before there is one. Raises `_NoCaption`."""
         attempts = repeats = 0
         while True:
             try:
@@ -291,28 +306,22 @@ class Runner:
                 attempts += 1
                 if attempts >= MOST_ATTEMPTS:
                     why = busy.what if not busy.why else f"{busy.what} ({busy.why.rstrip('.')})"
-                    self._fail(Left(subject.path, f"{why}, {attempts} times"), request, final=False, error=busy)
-                    return
+                    raise _NoCaption(f"{why}, {attempts} times", final=False, cause=busy) from busy
                 if not await self._pause(max(back_off(attempts, self._rng, self.base_seconds), busy.seconds or 0.0)):
-                    return
+                    return None
                 continue
             except DeclinedError as error:
-                self._fail(Left(subject.path, _reason(error)), request, final=True, error=error)
-                return
+                raise _NoCaption(_reason(error), final=True, cause=error) from error
             except ItemError as error:
-                self._fail(Left(subject.path, _reason(error)), request, final=False, error=error)
-                return
+                raise _NoCaption(_reason(error), final=False, cause=error) from error
             if answer is None:
-                return
-            verdict = self.cleaning(ask, answer, repeats)
+                return None
+            verdict = judge(ask, answer, repeats)
             if isinstance(verdict, Accepted):
-                await self._accept(subject, verdict.text, request)
-                return
+                return verdict.text
             repeats += 1
             if isinstance(verdict, Refused) or repeats > MOST_REPEATS:
-                final = isinstance(verdict, Refused)
-                self._fail(Left(subject.path, verdict.reason), request, final=final)
-                return
+                raise _NoCaption(verdict.reason, final=isinstance(verdict, Refused))
             ask = verdict.ask
 
     async def _ask(self, ask: Ask) -> Answer | None:
@@ -365,13 +374,13 @@ class Runner:
                 "Give --price IN,OUT (dollars a million tokens), or leave --budget out.",
             )
 
-    async def _accept(self, subject: Subject, text: str, request: str) -> None:
-        line = " ".join(text.encode("utf-8", "replace").decode().split())
-        if not line:
+    async def _accept(self, subject: Subject, texts: Sequence[str], request: str) -> None:
+        lines = [" ".join(text.encode("utf-8", "replace").decode().split()) for text in texts]
+        if not all(lines):
             self._fail(Left(subject.path, "The answer was empty"), request, final=False)
             return
         by = f"{self.captioner.name}:{self.captioner.model}"
-        write = Write(self.run_id, subject.caption.name, line + "\n", None, by, time.time())
+        write = Write(self.run_id, subject.caption.name, "\n".join(lines) + "\n", None, by, time.time())
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._to_write.put_nowait(_Job(subject.path, write, done))
         await done
@@ -508,6 +517,14 @@ class _Job:
     done: asyncio.Future[None] | None = None
 
 
+class _NoCaption(Exception):
+    """An item gets no caption: `reason` says why, `final` whether asking again is in vain, `cause` what failed."""
+
+    def __init__(self, reason: str, *, final: bool, cause: LorapodError | None = None) -> None:
+        super().__init__(reason)
+        self.reason, self.final, self.cause = reason, final, cause
+
+
 class _Bug(LorapodError):
     """Anything that is no LorapodError: a bug of ours or of a captioner, which must not be taken for a fault of an item."""
 
@@ -524,7 +541,7 @@ def _reason(error: LorapodError) -> str:
     return f"{error.what}: {error.why}".rstrip(".: ") if error.why else error.what
 
 
-def _digest(captioner: Captioner, ask: Ask) -> str:
+def _digest(captioner: Captioner, asks: Sequence[Ask]) -> str:
     """Hash of what is asked of whom."""
-    parts = (captioner.name, captioner.model, ask.system, ask.prompt)
+    parts = [captioner.name, captioner.model, *(part for ask in asks for part in (ask.system, ask.prompt))]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

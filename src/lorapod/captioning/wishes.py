@@ -20,6 +20,9 @@ from lorapod.workspace import Workspace
 DIVISOR, FRAME_STEP, FPS = 16, 4, 16.0
 """What a folder is looked at with where no base model is named: Wan's, which suit most families."""
 
+VARIANTS = (*LENGTHS, "prose", "tags")
+"""What the captions of an item can be told apart by."""
+
 
 def wish_of(
     workspace: Workspace,
@@ -66,6 +69,42 @@ def wish_of(
         notes=notes,
         prompt=prompt,
     )
+
+
+def variants_of(wish: Wish, variants: str, captioner: str) -> list[Wish]:
+    """The wishes for several captions of each item; the wish alone where no variants are asked for.
+
+    Args:
+        variants: Lengths, `prose` or `tags`, with commas between, as `long,short,tags`.
+
+    Raises:
+        RequestError: A word that is none of these or stands there twice, or a wish that leaves nothing to vary.
+    """
+    if not variants:
+        return [suited(wish, captioner)]
+    words = [word.strip() for word in variants.split(",")]
+    if wrong := [word for word in words if word not in VARIANTS]:
+        raise RequestError(f"There is no variant {wrong[0]!r} of a caption", "", f"Choose among {', '.join(VARIANTS)}.")
+    if len(set(words)) < len(words):
+        raise RequestError(f"The variants {variants} name one twice", "", "Name each once.")
+    if captioner in ("template", "tagger"):
+        raise RequestError(
+            f"The captioner {captioner} writes one kind of caption",
+            "It is asked for variants.",
+            "Leave --variants out.",
+        )
+    if wish.prompt or wish.joycaption:
+        asked = "--prompt" if wish.prompt else "--joy-type or --joy-option"
+        raise RequestError(
+            "All variants would be the same",
+            f"{asked} says what every caption is.",
+            f"Leave {asked} or --variants out.",
+        )
+    asked_for = [
+        replace(wish, unit=cast(Any, word)) if word in ("prose", "tags") else replace(wish, length=cast(Any, word))
+        for word in words
+    ]
+    return [suited(each, captioner) for each in asked_for]
 
 
 def suited(wish: Wish, captioner: str) -> Wish:

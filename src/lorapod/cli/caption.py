@@ -57,6 +57,9 @@ Folder = Annotated[
     Path,
     typer.Argument(metavar="PATH", help="A dataset's folder, also by its name in the workspace.", show_default=False),
 ]
+PerLine = Annotated[
+    bool, typer.Option("--per-line", help="Each line of a caption file is a caption of its own (--variants).")
+]
 
 
 @app.command("write")
@@ -97,6 +100,15 @@ def write_command(
     ] = "first",
     length: Annotated[str, typer.Option(help="short, medium or long, within what the base model reads.")] = "medium",
     form: Annotated[str, typer.Option(help="prose or tags. Default: by the base model.", show_default=False)] = "",
+    variants: Annotated[
+        str,
+        typer.Option(
+            metavar="KINDS",
+            help="Several captions of each item, a line each: lengths, prose or tags, as long,short,tags. The recipe's "
+            "`caption_per_line` trains with all of them.",
+            show_default=False,
+        ),
+    ] = "",
     absorb: Annotated[
         str,
         typer.Option(help="What the trigger word is to take in besides; captions leave it out.", show_default=False),
@@ -153,10 +165,10 @@ def write_command(
     """
     from rich.console import Console
 
-    from lorapod.captioning.cleaning import Judge
+    from lorapod.captioning.cleaning import Judge, unsound
     from lorapod.captioning.items import media_folders, plan_captions
     from lorapod.captioning.registry import Options, choose, create, sends_to
-    from lorapod.captioning.wishes import suited, wish_of
+    from lorapod.captioning.wishes import variants_of, wish_of
     from lorapod.data.walk import Kind as FileKind
     from lorapod.settings import environment_of
 
@@ -197,18 +209,18 @@ def write_command(
     folders = media_folders(folder, recursive)
     kinds = frozenset(kind for kind in ("picture", "clip") if any(each.files[FileKind(kind)] for each in folders))
     chosen = choose(captioner, cast(Any, kinds), options)
+    judges = [Judge(each) for each in variants_of(wish, variants, chosen.name)]
     made = create(chosen.name, options)
-    judge = Judge(suited(wish, chosen.name))
     plan = plan_captions(
         folder,
         recursive=recursive,
         redo=which,
         kinds=made.kinds,
         captioner=chosen.name,
-        unsound=lambda subject, text: judge.unsound(text),
+        unsound=lambda subject, text: unsound(judges, text),
     )
     console = Console(highlight=False)
-    job = _Job(plan, made, judge, cache_of(context), limit, budget, which != "missing", console)
+    job = _Job(plan, made, judges, cache_of(context), limit, budget, which != "missing", console)
     job.say(f"Captioner: {chosen.name}, {made.model} ({chosen.why})")
     job.say_plan(folder)
     if not plan.ask:
@@ -251,6 +263,7 @@ def check_command(
         str, typer.Option(metavar="MODEL", help="Base model; says how many tokens are read.", show_default=False)
     ] = "",
     recursive: Recursive = False,
+    per_line: PerLine = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Look at captions as words: leftovers of models, contradictions, near copies, token counts, what is always said.
@@ -262,7 +275,9 @@ def check_command(
 
     workspace = workspace_of(context)
     wish = wish_of(workspace, trigger=trigger, base=base)
-    check(find_folder(path, workspace), wish, cache_of(context), recursive=recursive, as_json=as_json)
+    check(
+        find_folder(path, workspace), wish, cache_of(context), recursive=recursive, per_line=per_line, as_json=as_json
+    )
 
 
 @app.command("review")
@@ -276,6 +291,7 @@ def review_command(
         str, typer.Option(metavar="URL", help="OpenAI-compatible service, up to /v1.", show_default=False)
     ] = "",
     recursive: Recursive = False,
+    per_line: PerLine = False,
 ) -> None:
     """Go through captions one by one beside their pictures, the suspicious ones first: keep, edit, redo, undo."""
     from lorapod.captioning.wishes import wish_of
@@ -288,7 +304,7 @@ def review_command(
         )
     workspace = workspace_of(context)
     folder, wish = find_folder(path, workspace), wish_of(workspace, trigger=trigger)
-    found, looked = look_at(folder, wish, cache_of(context), recursive=recursive)
+    found, looked = look_at(folder, wish, cache_of(context), recursive=recursive, per_line=per_line)
     recaption = None
     if captioner or endpoint:
         from lorapod.captioning.registry import Options
@@ -360,7 +376,7 @@ class _Job:
 
     plan: Plan
     captioner: Captioner
-    judge: Judge
+    judges: list[Judge]
     cache: MediaCache
     limit: int | None
     budget: float | None
@@ -406,8 +422,7 @@ class _Job:
                 runner = Runner(
                     self.plan,
                     self.captioner,
-                    self.judge.ask,
-                    self.judge,
+                    self.judges,
                     limit=self.limit,
                     budget=self.budget,
                     again_declined=self.again_declined,
@@ -430,18 +445,18 @@ class _Job:
         """Says what it is likely to cost; whether it costs anything, or may."""
         from lorapod.cli.caption_view import money
 
-        costs = [self.captioner.estimate(self.judge.ask(each)) for each in looked]
+        costs = [self.captioner.estimate(judge.ask(each)) for each in looked for judge in self.judges]
         if not costs or all(cost.dollars == 0 for cost in costs):
             return False
         known = [cost.dollars for cost in costs if cost.dollars is not None]
         into, out = (
-            sum(getattr(cost, side) for cost in costs) / len(costs) for side in ("input_tokens", "output_tokens")
+            sum(getattr(cost, side) for cost in costs) / len(looked) for side in ("input_tokens", "output_tokens")
         )
         tokens = f"about {into * count:,.0f} tokens in and {out * count:,.0f} out"
         if len(known) < len(costs):
             self.say(f"Cost: {tokens}; the price of {self.captioner.model} is not known (--price IN,OUT tells it).")
         else:
-            self.say(f"Cost: about {money(sum(known) / len(known) * count)} for {count} items; {tokens}.")
+            self.say(f"Cost: about {money(sum(known) / len(looked) * count)} for {count} items; {tokens}.")
         return True
 
     async def _show(self, looked: Sequence[Subject]) -> None:
@@ -452,18 +467,18 @@ class _Job:
 
         examples = evenly(looked, _EXAMPLES)
         if self.captioner.name != "template":
-            for prompt in dict.fromkeys(self.judge.ask(each).prompt for each in examples):
+            for prompt in dict.fromkeys(judge.ask(each).prompt for judge in self.judges for each in examples):
                 self.say(f"Prompt: {prompt}")
         spent = 0.0
-        for each in examples:
-            ask = self.judge.ask(each)
+        for each, judge in ((each, judge) for each in examples for judge in self.judges):
+            ask = judge.ask(each)
             try:
                 answer = await self.captioner.caption(ask)
             except (BusyError, DeclinedError, ItemError) as error:
                 self.say(f"  {each.path.name}: {error.what}. {error.why}")
                 continue
             spent += answer.dollars or 0.0
-            verdict = self.judge(ask, answer, 0)
+            verdict = judge(ask, answer, 0)
             self.say(f"  {each.path.name}: {verdict.text if isinstance(verdict, Accepted) else verdict.reason}")
         self.say("Nothing was written." + (f" The examples cost {money(spent)}." if spent else ""))
 
@@ -493,6 +508,8 @@ class _Job:
         if outcome.stopped:
             why = "Stopped" if outcome.stopped == "stop" else f"The budget of {money(self.budget or 0)} is used up"
             self.say(f"{why}. The same command goes on with what is missing.")
+        if tally.written and len(self.judges) > 1:
+            self.say("Each line is a caption of its own: set `caption_per_line = true` in the recipe's dataset.")
         if tally.written:
             self.say("`lorapod caption undo` takes the captions of this run back.")
         if outcome.stopped == "stop":

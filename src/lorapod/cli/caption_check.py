@@ -18,22 +18,22 @@ _SHOWN_WORDS = 24
 _SHOWN_FINDINGS = 40
 
 
-def look_at(folder: Path, wish: Wish, cache: MediaCache, *, recursive: bool) -> tuple[Scan, Looked]:
+def look_at(folder: Path, wish: Wish, cache: MediaCache, *, recursive: bool, per_line: bool) -> tuple[Scan, Looked]:
     """The captions of a folder, looked at. Raises DatasetError as a scan does."""
     from lorapod.captioning.check import check_captions
     from lorapod.cli.media_progress import media_progress
     from lorapod.data.scan import scan
     from lorapod.recipe.schema import DatasetSection
 
-    section = DatasetSection(path=folder, recursive=recursive, trigger_word=wish.trigger)
+    section = DatasetSection(path=folder, recursive=recursive, trigger_word=wish.trigger, caption_per_line=per_line)
     with media_progress("Looking at media") as progress:
-        found = scan(folder, recursive, progress, cache=cache)
+        found = scan(folder, recursive, progress, cache=cache, caption_per_line=per_line)
     return found, check_captions(section, found, wish)
 
 
-def check(folder: Path, wish: Wish, cache: MediaCache, *, recursive: bool, as_json: bool) -> None:
+def check(folder: Path, wish: Wish, cache: MediaCache, *, recursive: bool, per_line: bool, as_json: bool) -> None:
     """Prints what was found. Raises `typer.Exit` with 1 where an item has no caption or one that is none."""
-    found, looked = look_at(folder, wish, cache, recursive=recursive)
+    found, looked = look_at(folder, wish, cache, recursive=recursive, per_line=per_line)
     if as_json:
         words = looked.words
         said = {

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,7 +104,7 @@ class Screen:
         if picture:
             console.file.write(picture)
         console.print()
-        console.print(escape(item.caption or "(no caption)"), style="" if item.caption else "red")
+        console.print(escape("\n".join(item.caption_lines) or "(no caption)"), style="" if item.caption else "red")
         console.print()
         if self.message:
             console.print(f"[cyan]{escape(self.message)}[/]")
@@ -121,9 +121,12 @@ class Screen:
             case "s" | "\x1b[C" | "\x1b[B":  # right, down
                 review.skip()
             case "e":
-                self._edited(self.line("Caption", review.item.caption or ""))
+                self._edited(self._typed(review.item.caption_lines or ("",)))
             case "v":
-                self._edited(edited(review.item.caption or ""))
+                self._edited(edited("\n".join(review.item.caption_lines)))
+            case "r" if self.recaption and len(review.item.caption_lines) > 1:
+                name = review.item.path.name
+                self.message = f"It has several captions. Redo them with: lorapod caption … --variants … --redo {name}"
             case "r" if self.recaption:
                 note = self.line("Note for the captioner", "")
                 if note is not None:
@@ -141,6 +144,16 @@ class Screen:
             case _:
                 self.message = "That key does nothing here."
         return True
+
+    def _typed(self, lines: Sequence[str]) -> str | None:
+        """The lines of a caption as they are after typing, one after the other; None where one was given up."""
+        typed = []
+        for number, line in enumerate(lines, start=1):
+            text = self.line("Caption" if len(lines) == 1 else f"Caption {number} of {len(lines)}", line)
+            if text is None:
+                return None
+            typed.append(text)
+        return "\n".join(typed)
 
     def _edited(self, text: str | None) -> None:
         if text is None or not text.strip():

@@ -28,12 +28,15 @@ class CaptionFile:
     """What a caption file says.
 
     Attributes:
-        text: Its lines, joined by a space.
-        lines: How many of them hold text.
+        lines: Those that hold text.
     """
 
-    text: str
-    lines: int
+    lines: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """Its lines, joined by a space."""
+        return " ".join(self.lines)
 
 
 def read_caption(path: Path) -> str:
@@ -46,7 +49,7 @@ def read_caption(path: Path) -> str:
 
 
 def read_caption_file(path: Path) -> CaptionFile:
-    """As `read_caption`, with what was joined. Line ends of every system count as such.
+    """As `read_caption`, line by line. Line ends of every system count as such.
 
     Raises:
         CaptionError: The file cannot be opened, is far too large, or is not UTF-8 text.
@@ -87,8 +90,7 @@ def read_caption_file(path: Path) -> CaptionFile:
             f"Byte {raw.index(0)} is zero, as in UTF-16 or in a file that is no text.",
             _UTF8_REMEDY,
         )
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return CaptionFile(" ".join(lines), len(lines))
+    return CaptionFile(tuple(line.strip() for line in text.splitlines() if line.strip()))
 
 
 def compose(caption: str, *, trigger_word: str, prefix: str) -> str:

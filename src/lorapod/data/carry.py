@@ -41,7 +41,7 @@ def carry(item: Item, targets: Sequence[Path], controls: Path, root: Path, place
     said = []
     for target in targets:
         if item.caption is not None:
-            write_text_whole(target.with_suffix(".txt"), item.caption + "\n")
+            write_text_whole(target.with_suffix(".txt"), "\n".join(item.caption_lines) + "\n")
         # A picture that is copied as it is keeps its alpha channel.
         if item.mask_path and (placement or item.mask_path != item.path):
             label = target.with_name(f"{target.stem}{MASK_LABEL}.png")

@@ -202,8 +202,13 @@ def _write(layout: Layout, part: _Part, item: Item, target: Path) -> Made:
         remake_picture(item, target, placed(item))
     else:
         copy_whole(item.path, target)
-    caption = compose(item.caption or "", trigger_word=part.section.trigger_word, prefix=part.section.caption_prefix)
-    write_text_whole(target.with_suffix(part.extension), caption + "\n")
+    section = part.section
+    captions = item.caption_lines if section.caption_per_line else ()
+    composed = [
+        compose(caption, trigger_word=section.trigger_word, prefix=section.caption_prefix)
+        for caption in captions or [item.caption or ""]
+    ]
+    write_text_whole(target.with_suffix(part.extension), "\n".join(composed) + "\n")
     said += [*renamed(item, target), *_write_beside(layout, part, item, target)]
     return Made(item.path, (target,), tuple(said))
 

@@ -24,8 +24,8 @@ Progress = Callable[[int, int], None]
 
 Fact = dict[str, Any]
 
-VERSION = 1
-"""Raised when the meaning of a fact changes."""
+VERSIONS = {"caption": 2, "picture": 1, "clip": 1}
+"""By kind; raised when the meaning of its facts changes."""
 
 _KEPT_AT_ONCE = 2000
 """Facts a write, so that a long scan that is stopped is not begun anew."""
@@ -49,7 +49,7 @@ def facts_about(
     total = sum(map(len, kinds.values()))
     found: dict[str, dict[Path, Fact | Failure]] = {}
     for kind, files in kinds.items():
-        found[kind] = dict(cache.known(kind, VERSION, files)) if cache else {}
+        found[kind] = dict(cache.known(kind, VERSIONS[kind], files)) if cache else {}
     unknown = [(kind, file) for kind, files in kinds.items() for file in files if file.path not in found[kind]]
     done = total - len(unknown)
     if progress and done:
@@ -97,7 +97,7 @@ def _probe(kind: str, path: Path) -> Any:
 def _keep(fresh: list[tuple[str, FileId, Fact]], cache: MediaCache | None) -> None:
     for kind in {kind for kind, _, _ in fresh} if cache else ():
         assert cache
-        cache.keep(kind, VERSION, {file: fact for of, file, fact in fresh if of == kind})
+        cache.keep(kind, VERSIONS[kind], {file: fact for of, file, fact in fresh if of == kind})
     fresh.clear()
 
 

@@ -340,10 +340,10 @@ def _clip_infos(items: Iterable[Item], files: dict[Path, FileId], cache: MediaCa
     if not clips or not cache:
         return {}
     from lorapod.data.clips import ClipInfo
-    from lorapod.data.facts import VERSION as FACTS_VERSION
+    from lorapod.data.facts import VERSIONS
 
     infos = {}
-    for path, fact in cache.known("clip", FACTS_VERSION, clips).items():
+    for path, fact in cache.known("clip", VERSIONS["clip"], clips).items():
         fields = {key: fact[key] for key in ClipInfo.__dataclass_fields__ if key in fact}
         if len(fields) == len(ClipInfo.__dataclass_fields__):
             infos[path] = ClipInfo(**fields)

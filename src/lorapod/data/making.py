@@ -211,5 +211,5 @@ def copy_whole(source: Path, target: Path) -> None:
 def _identity(item: Item) -> str:
     """What an item's files and caption are, so that a changed one is made again."""
     beside = [path for path in (item.mask_path, *item.control_paths) if path]
-    parts = [item.sha256, item.caption or "", *(FileId.of(path).identity for path in beside)]
+    parts = [item.sha256, "\n".join(item.caption_lines), *(FileId.of(path).identity for path in beside)]
     return json.dumps(parts)

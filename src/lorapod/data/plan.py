@@ -48,7 +48,8 @@ class TrainItem:
 
     Attributes:
         dataset: Index of its dataset in the recipe.
-        captions: As given to the text encoder; several where tags are shuffled, each to be used as often.
+        captions: As given to the text encoder; several where tags are shuffled or each line of a file is one, each to
+            be used as often.
         repeats: How many times it is seen in an epoch.
         caption_dropout: Share of the times that it is seen with an empty caption.
         window: Which stretch of a clip it is; None for a picture.
@@ -189,7 +190,7 @@ def plan_dataset(
                     window,
                 )
                 if item.sha256 in held_out:
-                    plain = _composed(item.caption or "", section)
+                    plain = _composed(_written(item, section)[0], section)
                     validation.append(replace(each, captions=(plain,), repeats=1, caption_dropout=0.0))
                 else:
                     train.append(each)
@@ -207,6 +208,7 @@ def scan_section(section: DatasetSection, cache: MediaCache | None = None, progr
         masks=section.masks,
         alpha_masks=section.alpha_masks,
         control=section.control,
+        caption_per_line=section.caption_per_line,
     )
 
 
@@ -285,17 +287,23 @@ def _unused(found: Scan, problems: Sequence[Problem], usable: Mapping[Path, tupl
 def captions_of(item: Item, section: DatasetSection) -> tuple[str, ...]:
     """The captions that an item is trained with.
 
-    With `shuffle_tags`, each variant's order hangs on the caption and the variant's number alone, so that what is
-    cached of it stays valid when other items or the seed change. Variants that come out alike are kept once.
+    With `caption_per_line` each line of its file is one. With `shuffle_tags`, each variant's order hangs on the caption and
+    the variant's number alone, so that what is cached of it stays valid when other items or the seed change. Variants that
+    come out alike are kept once.
     """
-    caption = item.caption or ""
-    if not section.shuffle_tags:
-        return (_composed(caption, section),)
-    variants = (
-        shuffled_tags(caption, section.keep_tags, random.Random(f"{caption}\0{i}"))
-        for i in range(section.caption_variants)
-    )
-    return tuple(dict.fromkeys(_composed(variant, section) for variant in variants))
+    written = _written(item, section)
+    if section.shuffle_tags:
+        written = [
+            shuffled_tags(caption, section.keep_tags, random.Random(f"{caption}\0{i}"))
+            for caption in written
+            for i in range(section.caption_variants)
+        ]
+    return tuple(dict.fromkeys(_composed(caption, section) for caption in written))
+
+
+def _written(item: Item, section: DatasetSection) -> list[str]:
+    """The captions as they are written for an item, one at least; the first is what it is evaluated with."""
+    return [*item.caption_lines] if section.caption_per_line and item.caption_lines else [item.caption or ""]
 
 
 def _composed(caption: str, section: DatasetSection) -> str:

@@ -42,7 +42,7 @@ class Item:
     Attributes:
         path: Absolute.
         width, height: In pixels, oriented as it is looked at.
-        caption: As written for it, or None.
+        caption: As written for it, on one line, or None.
         caption_path: The file that the caption stands in, which is a folder's metadata for some.
         sha256: Of the file's bytes, as hex.
         frames: 1 for a picture.
@@ -50,6 +50,7 @@ class Item:
         mask_path: A picture whose white is learnt; the item's own path where its alpha channel is the mask.
         control_paths: Pictures that an editing model is given, in order.
         repeats: How often the dataset's layout says that it is seen, as kohya's folder names do.
+        caption_lines: The caption as it stands in its file, a line each; none where there is no caption.
     """
 
     path: Path
@@ -65,6 +66,7 @@ class Item:
     mask_path: Path | None = None
     control_paths: tuple[Path, ...] = ()
     repeats: int = 1
+    caption_lines: tuple[str, ...] = ()
 
     @property
     def is_clip(self) -> bool:
@@ -94,6 +96,7 @@ def scan(
     masks: Path | None = None,
     alpha_masks: bool = False,
     control: Path | None = None,
+    caption_per_line: bool = False,
 ) -> Scan:
     """Looks at every file of a folder; media are decoded or read through, so that damage shows now.
 
@@ -102,6 +105,7 @@ def scan(
         masks: Folder of masks, paired with items by name.
         alpha_masks: Take the alpha channel for the mask of a picture that has one and no other mask.
         control: Folder of control pictures, which every item must have then.
+        caption_per_line: The lines of a caption file are captions of their own, so nothing is said of joining them.
 
     Raises:
         DatasetError: The folder is missing, is a file, cannot be read, or holds nothing to train on at all.
@@ -111,7 +115,7 @@ def scan(
     numbered = numbered_folders(root)
     folders, problems = list_folders(root, recursive, numbered, apart)
     problems += [about_numbered(path, numbered[path]) for path in sorted(numbered, key=natural_key)]
-    found = _Listing(root, recursive, numbered, folders, problems)
+    found = _Listing(root, recursive, numbered, folders, problems, caption_per_line)
     found.pair(_absolute(masks) if masks else None, _absolute(control) if control else None)
     known = facts_about(
         {
@@ -151,8 +155,10 @@ class _Listing:
         numbered: dict[Path, NumberedFolder],
         folders: list[Folder],
         problems: list[Problem],
+        caption_per_line: bool,
     ) -> None:
         self.root, self.numbered, self.problems = root, numbered, problems
+        self.caption_per_line = caption_per_line
         self.others = [path for each in folders for path in each.paths(Kind.OTHER)]
         self.captions: dict[Path, FileId] = {}
         self.labels: dict[Path, FileId] = {}
@@ -213,7 +219,7 @@ class _Listing:
             if "seconds" not in fact and fact["frames"] > 1:
                 what = f"Only the first of its {fact['frames']} frames is used"
                 self._warn(path, what, "Export the frames that you want as single pictures.")
-            caption_path, caption = self._caption(path, known["caption"])
+            caption_path, lines = self._caption(path, known["caption"])
             mask = self._beside(path, fact, self.masks.get(path, ()), known["picture"], "mask")
             controls = self._beside(path, fact, self.controls.get(path, ()), known["picture"], "control picture")
             if wants_control and not controls:
@@ -230,7 +236,7 @@ class _Listing:
             path=path,
             width=fact["width"],
             height=fact["height"],
-            caption=caption,
+            caption=None if lines is None else " ".join(lines),
             caption_path=caption_path,
             size_bytes=file.size,
             sha256=fact["sha256"],
@@ -240,29 +246,33 @@ class _Listing:
             mask_path=mask[0] if mask else None,
             control_paths=controls,
             repeats=self._repeats(path),
+            caption_lines=lines or (),
         )
 
     def _warn(self, path: Path, what: str, remedy: str) -> None:
         self.problems.append(Problem(Severity.WARNING, path, what, remedy))
 
-    def _caption(self, path: Path, known: dict[Path, Fact | Failure]) -> tuple[Path | None, str | None]:
-        """Caption and the file it stands in: of its own file, else of metadata, else the class words of its folder."""
+    def _caption(self, path: Path, known: dict[Path, Fact | Failure]) -> tuple[Path | None, tuple[str, ...] | None]:
+        """Lines of the caption and the file they stand in: of its own file, else of metadata, else the class words of its
+        folder."""
         file = self.captions.get(path)
         written, metadata = self.written.get(path, (None, None))
         if file is None:
-            return (metadata, written) if metadata else (None, self._class_words(path))
+            text = written if metadata else self._class_words(path)
+            return metadata, None if text is None else (text,)
         fact = known[file.path]
         if isinstance(fact, Failure):
             raise _Unusable(*fact)
-        text = str(fact["text"])
-        if text and fact["lines"] == 1 and not metadata:
-            return file.path, text
+        lines = tuple(fact["lines"])
+        text = " ".join(lines)
+        if len(lines) == 1 and not metadata:
+            return file.path, lines
         name = shown(file.path.name)
         if not text:
             self._warn(path, f"Its caption file {name} is empty", "Write what is to be seen, or remove the file.")
-        if fact["lines"] > 1:
-            what = f"The {fact['lines']} lines of its caption file {name} are joined to one caption"
-            remedy = "Keep one of them if they were meant as alternatives."
+        if len(lines) > 1 and not self.caption_per_line:
+            what = f"The {len(lines)} lines of its caption file {name} are joined to one caption"
+            remedy = "Set `caption_per_line = true` in the recipe if they were meant as alternatives."
             self.problems.append(Problem(Severity.INFO, path, what, remedy))
         if metadata and written != text:
             what = f"Its caption file {name} counts, not what {metadata.name} says of it"
@@ -270,7 +280,7 @@ class _Listing:
         elif metadata:
             what = f"Its caption file {name} counts; {metadata.name} says the same of it"
             self.problems.append(Problem(Severity.INFO, path, what, "Keep one of the two, so that they cannot part."))
-        return file.path, text
+        return file.path, lines
 
     def _class_words(self, path: Path) -> str | None:
         folder = self._numbered_folder(path)

@@ -144,6 +144,11 @@ class DatasetSection(Section):
     caption_dropout: Share = Field(
         0.05, description="Share of steps at which an item is trained with an empty caption."
     )
+    caption_per_line: bool = Field(
+        False,
+        description="Each line of a caption file is a caption of its own (long, short, tags), and they are trained with in "
+        "turn; held-out items are evaluated with the first. Otherwise the lines are one caption.",
+    )
     shuffle_tags: bool = Field(False, description="Shuffle comma-separated tags anew in every epoch.")
     keep_tags: int = Field(1, ge=0, description="With `shuffle_tags`: how many leading tags stay where they are.")
     caption_variants: int = Field(

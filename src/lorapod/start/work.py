@@ -197,7 +197,7 @@ def _caption(session: Session, folder: Path, job: Job) -> None:
             if not plan.ask:
                 job.notes += [f"{left.path.name}: {left.reason}" for left in plan.left]
                 return
-            runner = Runner(plan, captioner, judge.ask, judge, watch=_Watch(job), cache=MediaCache.of(workspace))
+            runner = Runner(plan, captioner, [judge], watch=_Watch(job), cache=MediaCache.of(workspace))
             loop = asyncio.get_running_loop()
             job.on_stop = lambda: _stop_in(loop, runner)
             if job.is_stopping:

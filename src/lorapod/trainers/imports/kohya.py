@@ -134,6 +134,7 @@ def _datasets(
                 "repeats": int(given.take("num_repeats", 1)),
                 "resolutions": [_side(given.take("resolution", side or 512))],
                 "shuffle_tags": bool(given.take("shuffle_caption", caption["shuffle_caption"]) or False),
+                "caption_per_line": bool(given.take("enable_wildcard", False)),
                 "keep_tags": int(given.take("keep_tokens", caption["keep_tokens"]) or 0),
                 "caption_prefix": given.take("caption_prefix", ""),
                 "caption_dropout": float(given.take("caption_dropout_rate", 0.0) or 0.0),

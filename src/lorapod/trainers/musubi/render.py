@@ -108,6 +108,7 @@ def check(recipe: Recipe, entry: Entry) -> None:
     for index, dataset in enumerate(recipe.datasets):
         for key, who in (
             ("masks", "diffusion-pipe can"), ("alpha_masks", "no other trainer can yet"), ("shuffle_tags", "builtin can"),
+            ("caption_per_line", "builtin and diffusion-pipe can"),
             ("control", "no base model of the catalogue for musubi takes them"),
         ):  # fmt: skip
             if getattr(dataset, key):
