@@ -209,6 +209,11 @@ class _Handler(BaseHTTPRequestHandler):
     ) -> dict[str, Any]:
         fake = self.fake
         words = f"a plain square of the colour {colour[0]} {colour[1]} {colour[2]}"
+        asked = "".join(part["text"] for part in request["messages"][-1]["content"] if part["type"] == "text")
+        if "short tags" in asked:
+            words = f"square, plain, colour {colour[0]} {colour[1]} {colour[2]}"
+        elif "to 130 words" in asked:
+            words = f"{words}, seen from straight ahead and lit evenly from edge to edge."
         texts = {"refusal": "I'm sorry, but I can't help with that.", "length": words[:20], "empty": ""}
         texts |= {"think": f"<think>What is it? A square.</think>\n\n{words}", "lines": words.replace(" of", "\n\nof")}
         reasons = {"filter": "content_filter", "length": "length"}

@@ -160,8 +160,10 @@ def _fewer(items: Sequence[Item]) -> Iterable[Finding]:
     counts = Counter(len(item.caption_lines) for item in items)
     usual = counts.most_common(1)[0][0] if counts else 0
     for item in items:
-        if len(item.caption_lines) != usual:
-            yield Finding(item.path, f"It has {len(item.caption_lines)} captions, most items have {usual}", 15)
+        count = len(item.caption_lines)
+        if count != usual:
+            what = f"It has {count} caption{'s' if count > 1 else ''}, most items have {usual}"
+            yield Finding(item.path, what, 15)
 
 
 def _nearly_alike(items: Sequence[Item]) -> Iterable[Finding]:
