@@ -69,7 +69,6 @@ def train(
         resume_run,
         start_pair,
         start_run,
-        state_of,
         visible_gpus,
         write_comparison,
     )
@@ -113,19 +112,21 @@ def train(
         return
     status = watch(started, console)
     other = partner_of(started, workspace)
-    if other is not None and (status == "stopped" or state_of(other).status == "running"):
-        _watch_other(started, other, status, console)
+    if other is not None:
+        _see_to_other(other, status, console)
     finish(started, status, console, write_comparison(started))
 
 
-def _watch_other(run: RunFolder, other: RunFolder, status: str, console: Console) -> None:
-    """The second of a pair: stopped where the first was stopped, else watched to its end."""
+def _see_to_other(other: RunFolder, status: str, console: Console) -> None:
+    """The second of a pair: stopped where the first was stopped, else watched to its end; then told of, over or not."""
     from lorapod.cli.progress import watch
     from lorapod.runs import state_of, stop_run
 
-    if status == "stopped" and state_of(other).status == "running":
-        stop_run(other)
-    ended = watch(other, console)
+    ended = state_of(other).status
+    if ended == "running":
+        if status == "stopped":
+            stop_run(other)
+        ended = watch(other, console)
     files = [other.path / path for path in state_of(other).loras[-1:]]
     told = f"LoRA {files[0]}" if ended == "done" and files else f"go on with it: lorapod train --resume {other.id}"
     console.print(f"The other expert, run {other.id}, is {ended}; {told}", soft_wrap=True, markup=False)
