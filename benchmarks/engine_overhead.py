@@ -21,11 +21,11 @@ from pathlib import Path
 import torch
 
 from lorapod import recipe as recipes
-from lorapod.cli.demo import unpack
 from lorapod.engine.evaluate import loss_of
 from lorapod.engine.job import Job
 from lorapod.engine.prepare import prepare
 from lorapod.engine.train import Training
+from lorapod.start.demo_data import unpack
 from lorapod.workspace import Workspace
 
 LIMIT = 1.05

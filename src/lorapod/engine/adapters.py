@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from lorapod.engine.adapter_files import read_adapter, replace_layer, tensor_names
 from lorapod.engine.adapter_layers import OftLayer, Parts, kind_of, scale_of
 from lorapod.engine.families import Family
+from lorapod.engine.fused_lora import FusedLinear
 from lorapod.errors import AdapterError
 from lorapod.recipe.schema import AdapterKind, AdapterSection, Targets
 
@@ -55,7 +56,7 @@ def _config(section: AdapterSection, alpha: float, targets: str) -> PeftConfig:
             decompose_factor=section.factor or -1,
             init_weights="lycoris",
         )
-    return LoraConfig(
+    config = LoraConfig(
         r=section.rank,
         lora_alpha=alpha,
         lora_dropout=section.dropout,
@@ -64,6 +65,8 @@ def _config(section: AdapterSection, alpha: float, targets: str) -> PeftConfig:
         use_rslora=section.kind is AdapterKind.RSLORA,
         use_dora=section.kind is AdapterKind.DORA,
     )
+    config._register_custom_module({nn.Linear: FusedLinear})
+    return config
 
 
 def target_names(denoiser: nn.Module, family: Family, targets: Targets | Sequence[str]) -> list[str]:

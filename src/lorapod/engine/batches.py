@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -37,18 +37,19 @@ class Batch:
     texts: list[Conditions]
 
     def to(self, device: torch.device) -> Batch:
-        if device.type == "cpu":
-            return self
+        return self if device.type == "cpu" else self._each(lambda value: value.to(device, non_blocking=True))
 
-        def move(conditions: Conditions) -> Conditions:
-            return {name: value.to(device, non_blocking=True) for name, value in conditions.items()}
+    def pinned(self) -> Batch:
+        """In page-locked memory, from where a GPU takes it while it computes; `to` waits otherwise."""
+        return self._each(Tensor.pin_memory)
 
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         return Batch(
-            self.latents.to(device, non_blocking=True),
-            self.noise.to(device, non_blocking=True),
-            self.noise_level.to(device, non_blocking=True),
-            [move(item) for item in self.items],
-            [move(text) for text in self.texts],
+            change(self.latents),
+            change(self.noise),
+            change(self.noise_level),
+            [{name: change(value) for name, value in item.items()} for item in self.items],
+            [{name: change(value) for name, value in text.items()} for text in self.texts],
         )
 
 
@@ -85,12 +86,16 @@ class Batches:
     def from_number(self, first: int, count: int) -> Iterator[Batch]:
         """Batches `first` to `first + count - 1`, on the CPU."""
         with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
-            upcoming: Future[Batch] = pool.submit(self.read, first)
+            upcoming: Future[Batch] = pool.submit(self._ahead, first)
             for number in range(first, first + count):
                 batch = upcoming.result()
                 if number + 1 < first + count:
-                    upcoming = pool.submit(self.read, number + 1)
+                    upcoming = pool.submit(self._ahead, number + 1)
                 yield batch
+
+    def _ahead(self, number: int) -> Batch:
+        batch = self.read(number)
+        return batch.pinned() if self.job.device.type == "cuda" else batch
 
     def read(self, number: int) -> Batch:
         """The batch of that number; the same in every process."""
