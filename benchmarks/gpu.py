@@ -3,13 +3,15 @@
     python benchmarks/gpu.py z-image flux-dev 512x512 1024x1024        models, then shapes; each with each that takes it
     python benchmarks/gpu.py wan2.1-t2v-1.3b 832x480x33 --compile on --checkpointing off
     python benchmarks/gpu.py --tiny z-image wan2.1-t2v-1.3b            the same code on the CPU, in seconds
+    python benchmarks/gpu.py z-image --musubi CHECKOUT --musubi-python VENV/bin/python
     python benchmarks/gpu.py                                           every model; tiny where there is no GPU
 
 One command, unattended: every model is timed at every shape eager and compiled, with and without activation checkpointing,
 each in a process of its own, and what is out of memory or fails is noted and the rest goes on. Results go to
 results/gpu-DEVICE.json and .md as they come; a cell that is measured again replaces its old row. The goals beside them
-are for one H100 in bf16, batch 1, rank 16.
-Not measured: VAE and text encoders, reading the cache, several GPUs, other trainers.
+are for one H100 in bf16, batch 1, rank 16. Given a checkout of musubi-tuner, its own training is timed in the same cells,
+each after ours, on random weights in its own file layout.
+Not measured: VAE and text encoders, reading the cache, several GPUs.
 """
 
 from __future__ import annotations
@@ -56,6 +58,8 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--results", type=Path, help="folder for them (default: results; with --tiny one of its own)")
     parser.add_argument("--compile-cache", type=Path, help="folder that keeps compiled code from run to run")
     parser.add_argument("--tiny", action="store_true", help="tiny models, also on the CPU; measures nothing")
+    parser.add_argument("--musubi", type=Path, metavar="CHECKOUT", help="times musubi-tuner too")
+    parser.add_argument("--musubi-python", type=Path, default=Path(sys.executable), help="that has its packages")
     parser.add_argument("--cell", help=argparse.SUPPRESS)
     args = parser.parse_args(given)
     if args.cell:
@@ -108,7 +112,8 @@ def run_cell(cell: dict[str, Any], limit: float) -> dict[str, Any]:
     """The row of a cell from a process of its own; what becomes of that process is noted, whatever it is."""
     command = [sys.executable, str(Path(__file__).resolve()), "--cell", json.dumps({"began": time.time(), **cell})]
     environment = {**os.environ, "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
-    known = {key: value for key, value in cell.items() if key not in ("cache", "peak")}
+    known = {key: value for key, value in cell.items() if key not in ("cache", "peak", "musubi")}
+    known |= {"trainer": "musubi"} if "musubi" in cell else {}
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit, env=environment, check=False)
     except subprocess.TimeoutExpired:
@@ -120,6 +125,15 @@ def run_cell(cell: dict[str, Any], limit: float) -> dict[str, Any]:
     return dict(json.loads(row))
 
 
+def beside(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+    """A peer's row with its share of the device's peak, and how many times its speed ours is."""
+    if ours["state"] != "measured" or theirs["state"] != "measured":
+        return theirs
+    faster, flops, peak = theirs["seconds_a_step"] / ours["seconds_a_step"], ours["model_tflop"], ours["peak_tflops"]
+    used = flops / theirs["seconds_a_step"] / peak if peak else None
+    return {**theirs, "utilisation": used, "ours_is_faster_by": faster}
+
+
 def one_cell(text: str) -> None:
     """Measures in this process, and prints the row as the last line."""
     from gpu_parts.measure import Cell, events_aside, measure
@@ -127,9 +141,14 @@ def one_cell(text: str) -> None:
     from lorapod.events import PREFIX
 
     given = json.loads(text)
-    began = given.pop("began")
+    began, musubi = given.pop("began"), given.pop("musubi", None)
     with events_aside() as events:
-        row = measure(Cell(**given), began)
+        if musubi:
+            from gpu_parts.peers import Peer, measure_musubi
+
+            row = measure_musubi(Cell(**given), Peer(*map(Path, musubi)))
+        else:
+            row = measure(Cell(**given), began)
     lines = [line.removeprefix(PREFIX) for line in events.getvalue().split("\n") if line.startswith(PREFIX)]
     warnings = [event["message"] for event in map(json.loads, lines) if event["type"] == "warning"]
     print(json.dumps({**row, "warnings": warnings} if warnings else row))
@@ -140,12 +159,17 @@ def main() -> int:
     if args.cell:
         one_cell(args.cell)
         return 0
-    rows = []
-    for cell in cells(args):
-        row = run_cell(cell, args.limit)
-        rows.append(row)
-        print(line_of(row), flush=True)
-        write_results(args.results, rows, tiny=args.tiny)
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="lorapod-peers-") as files:
+        for cell in cells(args):
+            found = [run_cell(cell, args.limit)]
+            if args.musubi:
+                peer = [args.musubi.resolve(), args.musubi_python.absolute(), files]  # a venv's python is a link
+                found.append(beside(found[0], run_cell({**cell, "musubi": list(map(str, peer))}, args.limit)))
+            for row in found:
+                rows.append(row)
+                print(line_of(row), flush=True)
+            write_results(args.results, rows, tiny=args.tiny)
     paths = write_results(args.results, rows, tiny=args.tiny)
     print(f"\n{paths[1].read_text(encoding='utf-8')}\nWrote {paths[0]} and {paths[1]}.")
     return 0 if any(row["state"] == "measured" for row in rows) else 1

@@ -83,7 +83,7 @@ def measure(cell: Cell, began: float) -> dict[str, Any]:
     """
     imported = time.time()
     row: dict[str, Any] = {key: value for key, value in asdict(cell).items() if key not in ("cache", "peak")}
-    row["text_tokens"] = _text_tokens(cell)
+    row["text_tokens"] = text_tokens(cell)
     try:
         with tempfile.TemporaryDirectory() as folder:
             row |= _measured(cell, Path(folder), began, imported)
@@ -139,7 +139,7 @@ def _measured(cell: Cell, folder: Path, began: float, imported: float) -> dict[s
     if torch.equal(before[0], parameters[0]):
         return {"state": "failed", "why": "the adapter did not change, so nothing was trained"}
     seconds = statistics.median(spans)
-    cost = step_cost(job.base, job.family, denoiser, Shape.of(cell.shape), _text_tokens(cell), cell.batch)
+    cost = step_cost(job.base, job.family, denoiser, Shape.of(cell.shape), text_tokens(cell), cell.batch)
     name = device_name(job.device)
     peak = cell.peak or peak_tflops(name)
     as_the_goal = (cell.tiny, cell.batch, cell.rank, cell.precision) == (False, 1, 16, "bf16")
@@ -179,7 +179,8 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def _text_tokens(cell: Cell) -> int:
+def text_tokens(cell: Cell) -> int:
+    """Tokens of each caption."""
     return 16 if cell.tiny and cell.model != "sdxl" else MODELS[cell.model].text_tokens
 
 
@@ -217,7 +218,7 @@ def _batches(cell: Cell, job: MadeJob) -> list[Batch]:
         latents, noise = (torch.randn(shape, generator=generator) for _ in range(2))
         training = job.recipe.training
         levels = draw_levels(cell.batch, training.timestep_sampling, shift_of(job, latents), generator)
-        texts = [random_text(job.base, _text_tokens(cell), job.dtype, generator) for _ in range(cell.batch)]
+        texts = [random_text(job.base, text_tokens(cell), job.dtype, generator) for _ in range(cell.batch)]
         made.append(Batch(latents, noise, levels, [{} for _ in range(cell.batch)], texts))
     return made
 

@@ -46,6 +46,8 @@ def line_of(row: Row) -> str:
     text = f"{what}: {row['seconds_a_step']:.4g} s/step, {row['peak_gb']:.1f} GB"
     if row.get("utilisation"):
         text += f", {row['utilisation']:.1%} MFU"
+    if row.get("ours_is_faster_by"):
+        text += f", lorapod is {row['ours_is_faster_by']:.2f} times as fast"
     return text + (f", {row['times_the_goal']:.2f} times the goal" if row.get("times_the_goal") else "")
 
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
+import psutil
 import pytest
 import torch
+
+from fakes.external import FAKES
+from lorapod.recipe import TrainerName
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -47,6 +52,29 @@ def test_one_command_measures_two_families(tmp_path: Path) -> None:
         "| lorapod | z-image | 64x64 | 1 | bf16 | eager | no checkpointing |" in table
         and "says nothing of speed" in table
     )
+
+
+def test_another_trainer_is_timed_in_the_same_cell(tmp_path: Path) -> None:
+    """With the stand-in for musubi-tuner, which reads the dataset's configuration and counts the caches as it does."""
+    command = [
+        sys.executable, str(BENCHMARKS / "gpu.py"), "--tiny", "wan2.1-t2v-1.3b", "flux-dev", "64x64x5", "64x64",
+        "--checkpointing", "off", "--results", str(tmp_path), "--musubi", str(FAKES[TrainerName.MUSUBI]),
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "STEP_SECONDS": "0.05"}
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(next(tmp_path.glob("*.json")).read_text(encoding="utf-8"))["rows"]
+    cells = [(row.get("trainer"), row["model"], row["shape"], row["state"]) for row in rows]
+    assert cells == [
+        (None, "wan2.1-t2v-1.3b", "64x64x5", "measured"), ("musubi", "wan2.1-t2v-1.3b", "64x64x5", "measured"),
+        (None, "wan2.1-t2v-1.3b", "64x64", "measured"), ("musubi", "wan2.1-t2v-1.3b", "64x64", "measured"),
+        (None, "flux-dev", "64x64", "measured"), ("musubi", "flux-dev", "64x64", "not possible"),
+    ]  # fmt: skip
+    ours, theirs = rows[:2]
+    assert theirs["seconds_a_step"] >= 0.05 and theirs["steps_timed"] >= 6
+    assert theirs["ours_is_faster_by"] == pytest.approx(theirs["seconds_a_step"] / ours["seconds_a_step"])
+    assert not psutil.Process().children(recursive=True)
 
 
 def test_what_fails_is_noted_and_replaced_when_it_is_measured_again(gpu: ModuleType, tmp_path: Path) -> None:
