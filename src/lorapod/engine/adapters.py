@@ -28,8 +28,18 @@ from lorapod.recipe.schema import AdapterKind, AdapterSection, Targets
 NAME = "default"
 
 
-def add_adapter(denoiser: nn.Module, family: Family, section: AdapterSection, alpha: float, seed: int) -> None:
+def add_adapter(
+    denoiser: nn.Module,
+    family: Family,
+    section: AdapterSection,
+    alpha: float,
+    seed: int,
+    device: torch.device | None = None,
+) -> None:
     """Puts a fresh adapter, in float32, on the denoiser's target layers. The model is unchanged by it.
+
+    Args:
+        device: Where the adapter is; default: where its layers are, of which some may wait on the host.
 
     Raises:
         AdapterError: A pattern of `adapter.targets` fits no layer.
@@ -42,7 +52,7 @@ def add_adapter(denoiser: nn.Module, family: Family, section: AdapterSection, al
     else:
         denoiser.add_adapter(_config(section, alpha, "|".join(map(re.escape, names))), adapter_name=NAME)
     for parameter in adapter_parameters(denoiser):
-        parameter.data = parameter.data.float()
+        parameter.data = parameter.data.to(device, torch.float32)
 
 
 def _config(section: AdapterSection, alpha: float, targets: str) -> PeftConfig:
@@ -65,7 +75,7 @@ def _config(section: AdapterSection, alpha: float, targets: str) -> PeftConfig:
         use_rslora=section.kind is AdapterKind.RSLORA,
         use_dora=section.kind is AdapterKind.DORA,
     )
-    config._register_custom_module({nn.Linear: FusedLinear})
+    config._register_custom_module({nn.Linear: FusedLinear})  # quantised layers are linear ones too
     return config
 
 

@@ -62,6 +62,25 @@ class Precision(StrEnum):
     FP32 = "fp32"
 
 
+class Quantization(StrEnum):
+    """How the frozen weights of a base model are held."""
+
+    AUTO = "auto"
+    NONE = "none"
+    FP8 = "fp8"
+    INT8 = "int8"
+    NF4 = "nf4"
+
+
+class Checkpointing(StrEnum):
+    """What is computed again in the backward pass."""
+
+    AUTO = "auto"
+    OFF = "off"
+    SELECTIVE = "selective"
+    FULL = "full"
+
+
 class TimestepSampling(StrEnum):
     UNIFORM = "uniform"
     LOGIT_NORMAL = "logit-normal"
@@ -105,6 +124,13 @@ class BaseModelSection(Section):
         ExpertChoice.BOTH,
         description="Of a base model with two experts (Wan 2.2 A14B): which is trained. `both` trains one after the other, "
         "each for the whole number of steps, into two LoRA files whose names end in -high and -low.",
+    )
+    quantize: Quantization = Field(
+        Quantization.AUTO,
+        description="Hold the frozen weights in fewer bits: `fp8` and `int8` halve them, `nf4` leaves a little over a "
+        "quarter. Steps take longer and learn from a slightly different base model (`int8` is the closest, `nf4` the "
+        "furthest); the LoRA itself is trained and saved in full. `auto` does so only where the GPU does not hold them "
+        "otherwise.",
     )
     training_adapter: Literal["none", "catalogue"] | Path = Field(
         "none",
@@ -288,14 +314,32 @@ class TrainingSection(Section):
         description="For base models that may be given the first frame (Wan 2.2 TI2V 5B): the share of steps at which a "
         "clip's is given, and only the rest learnt. 0 trains text to clip alone.",
     )
-    gradient_checkpointing: bool = Field(
-        False, description="Recompute activations in the backward pass to save memory."
+    gradient_checkpointing: Checkpointing = Field(
+        Checkpointing.AUTO,
+        description="Compute activations again in the backward pass in place of keeping them: `full` takes the least memory "
+        "and a third more time, `selective` keeps the outputs of attention, `off` keeps everything. `auto` takes the "
+        "fastest that the GPU's memory allows. `true` and `false` mean `full` and `off`.",
+    )
+    swap_blocks: Literal["auto"] | Annotated[int, Field(ge=0, le=1000)] = Field(
+        "auto",
+        description="Blocks of the base model whose weights wait in the machine's memory and are copied to the GPU when it "
+        "is their turn: slow where a step is short, hardly slower where it is long. `auto` swaps where nothing else helps.",
+    )
+    memory_gb: float | None = Field(
+        None,
+        gt=0,
+        description="GPU memory that `auto` plans with, in 1e9 bytes. Default: what is free when training starts.",
     )
     compile: Literal["auto"] | bool = Field(
         False,
         description="Compile the base model's blocks for each size in the buckets: faster steps after a wait of up to "
         "minutes before the first of a size. `auto` does so on CUDA; where it fails, training goes on without and says so.",
     )
+
+    @field_validator("gradient_checkpointing", mode="before")
+    @classmethod
+    def _yes_or_no(cls, value: Any) -> Any:
+        return {"True": Checkpointing.FULL, "False": Checkpointing.OFF}.get(str(value).title(), value)
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainingSection:

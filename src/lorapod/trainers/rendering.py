@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from lorapod.recipe.schema import AdapterSection, Targets
+from lorapod.recipe import Recipe
+from lorapod.recipe.schema import Checkpointing, Quantization, Targets
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,15 @@ class Rendering:
     notes: list[str] = field(default_factory=list)
 
 
-def beyond_external(adapter: AdapterSection) -> tuple[str, str] | None:
-    """What of an adapter no external trainer does, and the key that asks for it; None where there is nothing."""
+def beyond_external(recipe: Recipe) -> tuple[str, str] | None:
+    """What no external trainer does, and the key that asks for it; None where there is nothing."""
+    adapter, quantize, training = recipe.adapter, recipe.base_model.quantize, recipe.training
+    if quantize in (Quantization.INT8, Quantization.NF4):
+        return f"hold the base model in {quantize.value}", "base_model.quantize"
+    if training.gradient_checkpointing is Checkpointing.SELECTIVE:
+        return "keep the outputs of attention alone", "training.gradient_checkpointing"
+    if training.memory_gb is not None:
+        return "plan with a given amount of memory", "training.memory_gb"
     if not isinstance(adapter.targets, Targets) or adapter.targets in (Targets.STYLE, Targets.CHARACTER):
         return "adapt layers by pattern", "adapter.targets"
     if adapter.merged:

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from lorapod.data import Placement
+from lorapod.engine.blocks import FULLY, Keeping
 from lorapod.engine.weights import Naming
 from lorapod.models import BaseModel
 from lorapod.recipe.schema import LoraFormat, Targets
@@ -98,8 +99,15 @@ class Family(Protocol):
     def decode_latents(self, vae: nn.Module, latents: Tensor) -> Tensor:
         """Latents (b, c, f, h, w), normalised, to pixels (b, 3, f, h, w) in -1..1, float32."""
 
-    def load_denoiser(self, base: BaseModel, expert: Expert, device: torch.device, dtype: torch.dtype) -> nn.Module:
-        """The denoiser, frozen."""
+    def load_denoiser(
+        self,
+        base: BaseModel,
+        expert: Expert,
+        device: torch.device,
+        dtype: torch.dtype,
+        keeping: Keeping = FULLY,
+    ) -> nn.Module:
+        """The denoiser, frozen, its large layers held as `keeping` says."""
 
     def empty_denoiser(self, base: BaseModel, expert: Expert) -> nn.Module:
         """The denoiser without weights, for its layers' names and shapes."""

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from lorapod.engine.blocks import FULLY, Keeping
 from lorapod.engine.families.base import Expert
 from lorapod.engine.weights import Naming, empty, load_diffusers
 from lorapod.errors import RequestError
@@ -30,12 +31,19 @@ class OfDiffusers:
         """Where single files have each weight of a denoiser of that configuration."""
         return Naming(prefixes=("model.diffusion_model.", "diffusion_model."))
 
-    def load_denoiser(self, base: BaseModel, expert: Expert, device: torch.device, dtype: torch.dtype) -> nn.Module:
-        """The denoiser, frozen."""
+    def load_denoiser(
+        self,
+        base: BaseModel,
+        expert: Expert,
+        device: torch.device,
+        dtype: torch.dtype,
+        keeping: Keeping = FULLY,
+    ) -> nn.Module:
+        """The denoiser, frozen, its large layers held as `keeping` says."""
         import diffusers
 
         kind = getattr(diffusers, self.denoiser_class)
-        return load_diffusers(kind, base, expert.component, device, dtype, self.denoiser_naming)
+        return load_diffusers(kind, base, expert.component, device, dtype, self.denoiser_naming, keeping)
 
     def empty_denoiser(self, base: BaseModel, expert: Expert) -> nn.Module:
         """The denoiser without weights, for its layers' names and shapes."""

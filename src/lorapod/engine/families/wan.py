@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lorapod.engine.blocks import FULLY, Keeping
 from lorapod.engine.families import wan_names
 from lorapod.engine.families.base import Conditions, Expert, PreviewRequest
 from lorapod.engine.families.flow import noised, velocity_loss
@@ -242,8 +243,15 @@ class Wan(OfDiffusers):
     def denoiser_naming(self, config: Mapping[str, Any]) -> Naming:
         return wan_names.TRANSFORMER
 
-    def load_denoiser(self, base: BaseModel, expert: Expert, device: torch.device, dtype: torch.dtype) -> nn.Module:
-        denoiser = super().load_denoiser(base, expert, device, dtype)
+    def load_denoiser(
+        self,
+        base: BaseModel,
+        expert: Expert,
+        device: torch.device,
+        dtype: torch.dtype,
+        keeping: Keeping = FULLY,
+    ) -> nn.Module:
+        denoiser = super().load_denoiser(base, expert, device, dtype, keeping)
         _keep_exact(denoiser.condition_embedder.time_embedder)
         return denoiser
 
