@@ -96,9 +96,7 @@ def plain(bench: Callable[..., Trained]) -> Trained:
         ["training.swap_blocks=3"],
     ],
 )
-def test_the_lora_is_the_same_to_the_last_bit(
-    bench: Callable[..., Trained], plain: Trained, means: list[str]
-) -> None:
+def test_the_lora_is_the_same_to_the_last_bit(bench: Callable[..., Trained], plain: Trained, means: list[str]) -> None:
     """And so are the pictures that are drawn with it."""
     trained = bench(*means)
     assert trained.lora == plain.lora
@@ -218,7 +216,9 @@ def test_what_does_not_fit_at_all_is_one_clear_error(bench: Callable[..., Traine
         bench("training.memory_gb=0.00001", "training.batch_size=4")
     text = str(caught.value)
     assert "does not fit" in text
-    assert "nf4 weights" in (caught.value.why or "") and "training.batch_size = 2" in (caught.value.remedy or "")
+    assert "weights rounded to 4 bits" in (caught.value.why or "") and "training.batch_size = 2" in (
+        caught.value.remedy or ""
+    )
 
 
 def test_what_the_recipe_decides_is_kept_to(bench: Callable[..., Trained]) -> None:

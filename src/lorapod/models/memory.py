@@ -77,14 +77,20 @@ class Means:
     @property
     def words(self) -> str:
         """What is done to make it fit, for a person; empty where nothing is."""
-        said = []
-        if self.quantize is not Quantization.NONE:
-            said.append(f"{self.quantize.value} weights")
-        if self.checkpointing is not Checkpointing.OFF:
-            said.append({"selective": "selective checkpointing"}.get(self.checkpointing.value, "checkpointing"))
-        if self.swapped:
-            said.append(f"{self.swapped} blocks swapped")
-        return ", ".join(said)
+        recomputed = {Checkpointing.SELECTIVE: "selective checkpointing", Checkpointing.FULL: "checkpointing"}
+        return ", ".join(filter(None, [self.costly, recomputed.get(self.checkpointing, "")]))
+
+    @property
+    def price(self) -> int:
+        """0 where nothing changes but time, then 8 bits, 4 bits, and blocks that wait on the host."""
+        return 3 if self.swapped else {Quantization.NONE: 0, Quantization.NF4: 2}.get(self.quantize, 1)
+
+    @property
+    def costly(self) -> str:
+        """The part of it that changes what is learnt a little, or takes much time."""
+        bits = {Quantization.NONE: "", Quantization.NF4: "weights rounded to 4 bits"}
+        swapped = f"{self.swapped} of the model's blocks waiting in the machine's memory" if self.swapped else ""
+        return " and ".join(filter(None, [bits.get(self.quantize, "weights rounded to 8 bits"), swapped]))
 
 
 @dataclass(frozen=True)
@@ -142,7 +148,10 @@ _CONFIGS: dict[str, Mapping[str, Any]] = {
 }
 _WAN = (
     (3e9, {"num_attention_heads": 12, "attention_head_dim": 128, "num_layers": 30, "ffn_dim": 8960}),
-    (9e9, {"num_attention_heads": 24, "attention_head_dim": 128, "num_layers": 30, "ffn_dim": 14336, "in_channels": 48}),
+    (
+        9e9,
+        {"num_attention_heads": 24, "attention_head_dim": 128, "num_layers": 30, "ffn_dim": 14336, "in_channels": 48},
+    ),
     (math.inf, {"num_attention_heads": 40, "attention_head_dim": 128, "num_layers": 40, "ffn_dim": 13824}),
 )
 """Full-size configurations by family, of Wan by the number of parameters."""
