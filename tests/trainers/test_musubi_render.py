@@ -262,8 +262,13 @@ def test_what_saves_memory_is_what_the_recipe_says(rendered: Render, changes: li
 
 
 @pytest.mark.parametrize(
-    "change", ["base_model.quantize=nf4", "training.gradient_checkpointing=selective", "training.memory_gb=20"]
-)
-def test_what_it_cannot_do_to_save_memory_is_refused(rendered: Render, change: str) -> None:
+    "change",
+    [
+        "base_model.quantize=nf4", "training.gradient_checkpointing=selective", "training.memory_gb=20",
+        "training.loss=huber", "training.loss_weighting=cosmap", "training.timestep_mean=1", "training.highest_noise=0.5",
+        "training.timestep_sampling=mode", "datasets.0.regularisation=preserve", "datasets.0.loss_weight=2",
+    ],
+)  # fmt: skip
+def test_what_only_the_builtin_trainer_does_is_refused(rendered: Render, change: str) -> None:
     with pytest.raises(RequestError, match="builtin"):
         rendered("wan2.1-t2v-14b", change)

@@ -120,11 +120,14 @@ class OftLayer(nn.Module):  # type: ignore[misc]
     def __init__(self, base_layer: nn.Linear, side: int) -> None:
         super().__init__()
         self.base_layer = base_layer
+        self._disable_adapters = False  # as peft's layers call it
         rows = base_layer.out_features
         side = next(n for n in range(min(side, rows), 0, -1) if rows % n == 0)
         self.oft_blocks = nn.Parameter(torch.zeros(rows // side, side, side, device=device_of(base_layer)))
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._disable_adapters:
+            return self.base_layer(x)
         plain = without_bias(self.base_layer, x)  # (…, o)
         with torch.autocast(x.device.type, enabled=False):
             turning = rotations(self.oft_blocks.float())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -114,6 +115,19 @@ def _nearest(pattern: str, names: list[str]) -> list[str]:
     plain = re.sub(r"\d+", "0", pattern.replace("*", ""))
     found = difflib.get_close_matches(plain, kinds, n=3, cutoff=0.0)
     return [kinds[kind] for kind in found]
+
+
+@contextmanager
+def switched_off(denoiser: nn.Module) -> Iterator[None]:
+    """The denoiser without its adapter inside the block, without gradients of it being asked for or not."""
+    layers = [layer for _, layer in layers_of(denoiser)]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
 
 
 def layers_of(denoiser: nn.Module) -> Iterator[tuple[str, nn.Module]]:

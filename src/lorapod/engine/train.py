@@ -292,7 +292,8 @@ class Training:
     def evaluate(self) -> None:
         with self.weights_for_use():
             for name, loss in self.evaluation.run(self.denoiser).items():
-                emit("eval", step=self.step, loss=round(loss, 6), dataset=name)
+                apart = {"regularisation": True} if name in self.evaluation.regularising else {}
+                emit("eval", step=self.step, loss=round(loss, 6), dataset=name, **apart)
 
     def preview(self) -> None:
         with self.weights_for_use(), self.base_for_previews():

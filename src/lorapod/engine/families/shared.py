@@ -6,14 +6,43 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lorapod.engine.blocks import FULLY, Keeping
-from lorapod.engine.families.base import Expert
+from lorapod.engine.families.base import Conditions, Expert
+from lorapod.engine.losses import Answer, squared_error
 from lorapod.engine.weights import Naming, empty, load_diffusers
 from lorapod.errors import RequestError
 from lorapod.models import BaseModel
 from lorapod.recipe.schema import Targets
+
+
+class Answers:
+    """The part of a family that is about its loss, from what its denoiser answers."""
+
+    def answer(
+        self,
+        denoiser: nn.Module,
+        latents: Tensor,
+        noise: Tensor,
+        noise_level: Tensor,
+        items: list[Conditions],
+        texts: list[Conditions],
+    ) -> Answer:
+        """See `Family.answer`."""
+        raise NotImplementedError
+
+    def loss(
+        self,
+        denoiser: nn.Module,
+        latents: Tensor,
+        noise: Tensor,
+        noise_level: Tensor,
+        items: list[Conditions],
+        texts: list[Conditions],
+    ) -> Tensor:
+        """Mean squared error of each item, (b,)."""
+        return squared_error(self.answer(denoiser, latents, noise, noise_level, items, texts))
 
 
 class OfDiffusers:
