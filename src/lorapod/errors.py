@@ -72,6 +72,10 @@ class TrainingError(LorapodError):
     """Training had to stop; what was saved stays usable."""
 
 
+class LostRankError(TrainingError):
+    """Another process of the same training is gone; what ended that one is the cause."""
+
+
 class NonFiniteLossError(TrainingError):
     """The loss became NaN or infinite."""
 

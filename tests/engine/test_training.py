@@ -162,10 +162,12 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_says_what_to_change(
     run = run_folder(recipe_file(), workspace / "run", ["saving.checkpoint_every=1"])
     assert engine("cache", run, "--workspace", workspace).returncode == 0
     third_loss_is_nan = (
-        "import runpy, sys, torch\nfrom lorapod.engine.families.z_image import ZImage\nreal, calls = ZImage.loss, []\n"
-        "def loss(*given):\n    calls.extend([1] * torch.is_grad_enabled())\n"
-        "    return real(*given) * (float('nan') if len(calls) == 3 and torch.is_grad_enabled() else 1)\n"
-        "ZImage.loss = loss\nsys.argv[0] = 'engine'\nrunpy.run_module('lorapod.engine', run_name='__main__')"
+        "import runpy, sys, torch\nfrom dataclasses import replace\n"
+        "from lorapod.engine.families.z_image import ZImage\nreal, calls = ZImage.answer, []\n"
+        "def answer(*given):\n    calls.extend([1] * torch.is_grad_enabled())\n    said = real(*given)\n"
+        "    broken = len(calls) == 3 and torch.is_grad_enabled()\n"
+        "    return replace(said, predicted=said.predicted * float('nan')) if broken else said\n"
+        "ZImage.answer = answer\nsys.argv[0] = 'engine'\nrunpy.run_module('lorapod.engine', run_name='__main__')"
     )
     ended = engine("train", run, "--workspace", workspace, program=("-c", third_loss_is_nan))
     assert ended.returncode == 1

@@ -13,6 +13,7 @@ from lorapod.workspace import Workspace
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from lorapod.recipe import Recipe
     from lorapod.runs import RunFolder
 
 
@@ -61,15 +62,14 @@ def train(
 
     from lorapod import recipe as recipes
     from lorapod.cli.progress import finish, watch
+    from lorapod.machine import visible_gpus
     from lorapod.runs import (
         find_run,
-        has_two_experts,
         newest_run_of,
         partner_of,
         resume_run,
         start_pair,
         start_run,
-        visible_gpus,
         write_comparison,
     )
 
@@ -98,7 +98,7 @@ def train(
     elif loaded is None or run is not None:
         what = "What to train is missing" if loaded is None else f"It is not clear what {run} is for"
         raise RequestError(what, "A run is named only with --resume.", "Run `lorapod train RECIPE` to start one.")
-    elif not one_gpu and has_two_experts(loaded, workspace) and len(gpus := visible_gpus()) > 1:
+    elif not one_gpu and _at_once(loaded, workspace) and len(gpus := visible_gpus()) > 1:
         pair = start_pair(loaded, workspace, gpus[:2])
         console.print(
             f"Both experts are trained at once: {pair.high.id} on GPU {gpus[0]}, {pair.low.id} on GPU {gpus[1]}."
@@ -115,6 +115,13 @@ def train(
     if other is not None:
         _see_to_other(other, status, console)
     finish(started, status, console, write_comparison(started))
+
+
+def _at_once(recipe: Recipe, workspace: Workspace) -> bool:
+    """Whether both experts are trained beside each other; a recipe that splits each step over GPUs wants it otherwise."""
+    from lorapod.runs import has_two_experts
+
+    return recipe.training.gpus in ("auto", 1) and has_two_experts(recipe, workspace)
 
 
 def _see_to_other(other: RunFolder, status: str, console: Console) -> None:

@@ -2,6 +2,8 @@
 
 `train` caches what is missing and trains; `cache` does the first half alone.
 
+With several GPUs it starts itself once for each (`engine.launch`).
+
 The first SIGINT or SIGTERM stops after the present step with a checkpoint (exit 130); the second at once. Errors that a
 person can do something about are printed as an `error` event (exit 1).
 """
@@ -15,12 +17,14 @@ import sys
 from pathlib import Path
 from types import FrameType
 
+from lorapod import recipe as recipes
+from lorapod.engine.launch import count_for, launch
 from lorapod.engine.output import emit, emit_error
-from lorapod.errors import LorapodError, OutOfMemoryError
+from lorapod.engine.status import LOST, STOPPED
+from lorapod.errors import LorapodError, LostRankError, OutOfMemoryError
 from lorapod.files import disk_error
+from lorapod.machine import visible_gpus
 from lorapod.workspace import Workspace
-
-STOPPED = 130
 
 
 class StopSignal:
@@ -55,15 +59,17 @@ def run(arguments: argparse.Namespace, stopped: StopSignal) -> int:
             sample(arguments.run, workspace)
             return 0
         from lorapod.engine.prepare import prepare
+        from lorapod.engine.ranks import Ranks
 
-        prepare(job, stopped)
+        ranks = Ranks.joined()
+        prepare(job, stopped, ranks)
         if stopped():
             return STOPPED
         if arguments.stage == "cache":
             return 0
         from lorapod.engine.train import Training
 
-        return 0 if Training(job).run(arguments.resume, stopped) else STOPPED
+        return 0 if Training(job, ranks).run(arguments.resume, stopped) else STOPPED
     except torch.OutOfMemoryError as error:
         raise OutOfMemoryError(
             "The GPU ran out of memory",
@@ -85,7 +91,13 @@ def main() -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     stopped = StopSignal()
     try:
+        if arguments.stage != "sample" and "RANK" not in os.environ:
+            count = count_for(recipes.load(arguments.run / "recipe.toml", check_paths=False), visible_gpus())
+            if count > 1:
+                return launch(count, sys.argv[1:])
         return run(arguments, stopped)
+    except LostRankError:
+        return LOST
     except LorapodError as error:
         emit_error(error)
     except OSError as error:

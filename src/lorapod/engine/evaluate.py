@@ -17,14 +17,15 @@ from lorapod.engine.families import Expert
 from lorapod.engine.job import Job
 from lorapod.engine.losses import Answer, squared_error
 from lorapod.engine.noise import at_quantiles, generator_for
+from lorapod.engine.ranks import Ranks
 from lorapod.recipe.schema import Regularisation
 
 
 class Evaluation:
     """The fixed batches of each dataset, read once."""
 
-    def __init__(self, job: Job, source: Batches, expert: Expert) -> None:
-        self.job, self.expert = job, expert
+    def __init__(self, job: Job, source: Batches, expert: Expert, ranks: Ranks | None = None) -> None:
+        self.job, self.expert, self.ranks = job, expert, ranks or Ranks()
         recipe = job.recipe
         self.sets: dict[str, list[Batch]] = {}
         self.regularising: set[str] = set()
@@ -54,12 +55,12 @@ class Evaluation:
         """Mean loss of each dataset that holds items out."""
         was_training = denoiser.training
         denoiser.eval()
-        losses = {}
-        for name, batches in self.sets.items():
-            values = [self.loss(denoiser, batch).mean() for batch in batches]
-            losses[name] = torch.stack(values).mean().item()
+        means = torch.zeros(len(self.sets), device=self.job.device)
+        for place, batches in enumerate(self.sets.values()):
+            for batch in self.ranks.mine(batches):
+                means[place] += self.loss(denoiser, batch).mean() / len(batches)
         denoiser.train(was_training)
-        return losses
+        return dict(zip(self.sets, self.ranks.summed(means).tolist(), strict=True))
 
     def loss(self, denoiser: nn.Module, batch: Batch) -> torch.Tensor:
         """Loss of each item of a batch, (b,)."""

@@ -19,6 +19,7 @@ from lorapod.data import TrainItem
 from lorapod.engine.blocks import FULLY, Keeping, blocks_of
 from lorapod.engine.job import Job
 from lorapod.engine.output import emit
+from lorapod.engine.ranks import Ranks
 from lorapod.errors import OutOfMemoryError
 from lorapod.files import write_text_whole
 from lorapod.models.memory import RESERVE, Load, Means, Measures, Wishes, choose, means_in_order, measures_of, tokens_of
@@ -47,10 +48,11 @@ class MemoryPlanner:
 
     Args:
         items: What is trained on.
+        ranks: Which share the training; the one with the least memory decides for all.
     """
 
-    def __init__(self, job: Job, items: Sequence[TrainItem] = ()) -> None:
-        self.job, self.items = job, items
+    def __init__(self, job: Job, items: Sequence[TrainItem] = (), ranks: Ranks | None = None) -> None:
+        self.job, self.items, self.ranks = job, items, ranks or Ranks()
 
     def plan(self) -> MemoryPlan:
         """What is done, which is said as an `info` event where there was something to decide.
@@ -66,7 +68,8 @@ class MemoryPlanner:
         means = choose(self.measures, load, budget, wishes)
         if means is None:
             raise self._too_little(budget, list(means_in_order(self.measures, load, wishes))[-1])
-        self._remember(means)
+        if self.ranks.speaks:
+            self._remember(means)
         emit(
             "info",
             message=f"Memory: about {means.peak / 1e9:.1f} of {budget / 1e9:.1f} GB"
@@ -117,7 +120,7 @@ class MemoryPlanner:
         if self.job.device.type != "cuda":
             return None
         free, _ = torch.cuda.mem_get_info(self.job.device)
-        return float(free - RESERVE)
+        return self.ranks.least(float(free - RESERVE))  # all do the same, or their results would differ
 
     def _load(self) -> Load:
         assert self.measures is not None

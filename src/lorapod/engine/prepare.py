@@ -21,6 +21,7 @@ from lorapod.engine.first_frames import FirstFrame
 from lorapod.engine.job import Job, as_pixels
 from lorapod.engine.masks import SHARE, read_mask
 from lorapod.engine.output import emit
+from lorapod.engine.ranks import Ranks
 from lorapod.errors import TrainingError
 from lorapod.events import EventType
 from lorapod.files import write_text_whole
@@ -28,14 +29,17 @@ from lorapod.files import write_text_whole
 _SECONDS_BETWEEN_EVENTS = 0.5
 
 
-def prepare(job: Job, stopped: Callable[[], bool]) -> None:
-    """Fills the cache with what the run needs and does not have yet.
+def prepare(job: Job, stopped: Callable[[], bool], ranks: Ranks | None = None) -> None:
+    """Fills the cache with what the run needs and does not have yet; several ranks share the work.
 
     Raises:
         DatasetError: Items that cannot be used, all named.
         DiskError: No space; what is cached already is kept.
     """
-    _refuse_what_cannot_be(job)
+    ranks = ranks or Ranks()
+    with ranks.in_turn():  # the first looks at the files, the others read what it found
+        _refuse_what_cannot_be(job)
+        _ = job.data
     for problem in job.data.problems:
         kind: EventType = "info" if problem.severity is Severity.INFO else "warning"
         emit(kind, message=f"{shown(problem.path)}: {problem.what}", hint=problem.remedy)
@@ -43,14 +47,19 @@ def prepare(job: Job, stopped: Callable[[], bool]) -> None:
     if negative and isinstance(family, TellsGuidance) and family.ignores_negative_prompt(job.base):
         message = "The negative prompt of the previews has no effect: this base model is told its guidance as a number"
         emit("warning", message=message, hint="Leave `previews.negative_prompt` out.")
-    write_text_whole(job.folder / "data.json", json.dumps(data_sheet(job), indent=2))
-    _prepare_text(job, stopped)
+    if ranks.speaks:
+        write_text_whole(job.folder / "data.json", json.dumps(data_sheet(job), indent=2))
+    _prepare_text(job, stopped, ranks)
     free_memory()
     if not stopped():
-        _prepare_latents(job, stopped)
+        _prepare_latents(job, stopped, ranks)
         free_memory()
-    if not stopped():
+    if stopped():
+        return
+    ranks.wait()
+    if ranks.speaks:
         _prepare_masks(job)
+    ranks.wait()
 
 
 def _refuse_what_cannot_be(job: Job) -> None:
@@ -77,14 +86,14 @@ def data_sheet(job: Job) -> dict[str, Any]:
     return {"datasets": sheets, "unused": [{"path": str(u.path), "why": u.why} for u in job.data.unused]}
 
 
-def _prepare_text(job: Job, stopped: Callable[[], bool]) -> None:
+def _prepare_text(job: Job, stopped: Callable[[], bool], ranks: Ranks) -> None:
     captions = {job.text_key(caption): caption for caption in job.captions()}
-    missing = [key for key in captions if not job.text_cache.has(key)]
+    missing = [key for key in ranks.mine(list(captions)) if not job.text_cache.has(key)]
     emit("stage", name="cache text", index=1, count=3, total=len(captions))
     if not missing:
         return
     encoder = job.family.load_text_encoder(job.base, job.device, job.dtype)
-    progress = _Progress("cache text", len(captions), len(captions) - len(missing), "captions")
+    progress = _Progress("cache text", len(captions), len(missing), "captions", ranks)
     for key in missing:
         if stopped():
             return
@@ -104,17 +113,17 @@ def _is_cut(entry: Conditions, limit: int) -> bool:
     return int(entry["length"]) > limit if "length" in entry else len(entry["tokens"]) >= limit
 
 
-def _prepare_latents(job: Job, stopped: Callable[[], bool]) -> None:
+def _prepare_latents(job: Job, stopped: Callable[[], bool], ranks: Ranks) -> None:
     items = {job.latents_key(item): item for item in job.items()}
     beginnings = {job.first_frame_key(picture): picture for picture in job.first_frames}
     total = len(items) + len(beginnings)
-    missing = [key for key in items if not job.latents_cache.has(key)]
-    missing_beginnings = [key for key in beginnings if not job.latents_cache.has(key)]
+    missing = [key for key in ranks.mine(list(items)) if not job.latents_cache.has(key)]
+    missing_beginnings = [key for key in ranks.mine(list(beginnings)) if not job.latents_cache.has(key)]
     emit("stage", name="cache latents", index=2, count=3, total=total)
     if not missing and not missing_beginnings:
         return
     vae = job.family.load_vae(job.base, job.device, job.dtype)
-    progress = _Progress("cache latents", total, total - len(missing) - len(missing_beginnings), "items")
+    progress = _Progress("cache latents", total, len(missing) + len(missing_beginnings), "items", ranks)
     pixels = load_items([items[key] for key in missing])
     for key, frames in zip(missing, pixels, strict=True):
         if stopped():
@@ -184,15 +193,21 @@ def _keep(job: Job, key: str, entry: Conditions, source: Path) -> None:
 
 
 class _Progress:
-    """`progress` events, at most two a second, and always the last."""
+    """`progress` events, at most two a second, and always the last. What other ranks do is taken to be as far.
 
-    def __init__(self, stage: str, total: int, done: int, unit: str) -> None:
-        self.stage, self.total, self.done, self.unit = stage, total, done, unit
+    Args:
+        missing: What this rank has to do.
+    """
+
+    def __init__(self, stage: str, total: int, missing: int, unit: str, ranks: Ranks) -> None:
+        self.stage, self.total, self.missing, self.unit = stage, total, missing, unit
+        self.count = ranks.count
         self._shown = 0.0
 
     def one_more(self) -> None:
-        self.done += 1
+        self.missing -= 1
         now = time.monotonic()
-        if now - self._shown >= _SECONDS_BETWEEN_EVENTS or self.done == self.total:
+        if now - self._shown >= _SECONDS_BETWEEN_EVENTS or not self.missing:
             self._shown = now
-            emit("progress", stage=self.stage, done=self.done, total=self.total, unit=self.unit)
+            done = max(0, self.total - self.missing * self.count)
+            emit("progress", stage=self.stage, done=done, total=self.total, unit=self.unit)

@@ -1,7 +1,7 @@
 """One optimizer step: what the training loop does between two numbers of the step, and what a benchmark times.
 
 Where a compiled block turns out not to be compilable in the backward pass, the step is taken again in eager mode: its
-gradients are dropped and its draws repeated, so nothing of the failed attempt is left. Not covered: several GPUs.
+gradients are dropped and its draws repeated, so nothing of the failed attempt is left.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from lorapod.engine.evaluate import answer_to
 from lorapod.engine.families import WeighsBySnr
 from lorapod.engine.job import Job
 from lorapod.engine.losses import loss_of_kind, weight_of_level
+from lorapod.engine.ranks import Ranks
 from lorapod.recipe.schema import LossWeighting
 
 
@@ -59,6 +60,8 @@ def optimizer_step(
     rate: float,
     number: int,
     compiled: CompiledBlocks | None = None,
+    ranks: Ranks | None = None,
+    stop: bool = False,
 ) -> list[Tensor]:
     """Learns from the batches of one optimizer step, of which each counts alike.
 
@@ -68,22 +71,26 @@ def optimizer_step(
         rate: Learning rate.
         number: Of the step, from 0; with the seed it gives the adapter's dropout.
         compiled: The denoiser's blocks, where they are compiled.
+        ranks: Among which the step is split.
+        stop: Whether this process was asked to stop, which the others learn with the step.
 
     Returns:
         The loss of each batch, detached, on the device: reading one waits for it.
     """
     for group in optimizer.param_groups:
         group["lr"] = rate
+    ranks = ranks or Ranks()
     count, taken = job.recipe.training.accumulation, list[Batch]()
     upcoming = _kept(islice(batches, count), taken)
     try:
-        losses = _backward(job, denoiser, upcoming, number)
+        losses = _backward(job, denoiser, upcoming, number, ranks)
     except COMPILER_ERRORS as error:
         if compiled is None or not compiled.active:
             raise
         compiled.give_up(error)
         optimizer.zero_grad(set_to_none=True)
-        losses = _backward(job, denoiser, chain(tuple(taken), upcoming), number)
+        losses = _backward(job, denoiser, chain(tuple(taken), upcoming), number, ranks)
+    losses = ranks.combine(parameters, losses, stop)
     if job.recipe.optimizer.clip_norm:
         nn.utils.clip_grad_norm_(parameters, job.recipe.optimizer.clip_norm)
     optimizer.step()
@@ -91,11 +98,19 @@ def optimizer_step(
     return losses
 
 
-def _backward(job: Job, denoiser: nn.Module, batches: Iterable[Batch], number: int) -> list[Tensor]:
-    torch.manual_seed(hash((job.recipe.training.seed, number)) % 2**63)  # for the adapter's dropout
+def _backward(job: Job, denoiser: nn.Module, batches: Iterable[Batch], number: int, ranks: Ranks) -> list[Tensor]:
+    """Gradients and losses of this rank's part of the batches, as shares of the whole."""
+    seed = (job.recipe.training.seed, number, *([ranks.rank] if ranks.rank else []))
+    torch.manual_seed(hash(seed) % 2**63)  # for the adapter's dropout
     losses = []
-    for batch in batches:
+    for place, whole in enumerate(batches):
+        batch, share = ranks.part_of(whole, place)
+        if batch is None:
+            losses.append(torch.zeros((), device=job.device))
+            continue
         loss = weighted_loss(job, denoiser, batch.to(job.device))
+        if share != 1:
+            loss = loss * share
         (loss / job.recipe.training.accumulation).backward()
         losses.append(loss.detach())
     return losses

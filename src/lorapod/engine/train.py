@@ -45,6 +45,7 @@ from lorapod.engine.memory import MemoryPlanner, off_the_estimate
 from lorapod.engine.optimizers import build_optimizer, rate_at, weights_for_use
 from lorapod.engine.output import emit
 from lorapod.engine.previews import Previews
+from lorapod.engine.ranks import Ranks
 from lorapod.engine.step import optimizer_step
 from lorapod.engine.swapping import swap
 from lorapod.errors import NonFiniteLossError
@@ -62,13 +63,14 @@ the supervisor on a core that the arithmetic wants."""
 class Training:
     """One training: the state that the loop moves forward, and what is done between steps."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, ranks: Ranks | None = None) -> None:
         self.job = job
+        self.ranks = ranks or Ranks()
         self.recipe = job.recipe
         self.batches = Batches(job)
         self.total = self.batches.total_steps
         self.previews = Previews(job)
-        self.memory = MemoryPlanner(job, job.data.train).plan()
+        self.memory = MemoryPlanner(job, job.data.train, self.ranks).plan()
         self.digest = self._digest()
         self.step = 0
         self.saved_step = -1
@@ -94,7 +96,7 @@ class Training:
             self.swapped = swap(self.denoiser, self.memory.keeping.swapped, job.device)
         self.average = Average(adapters.adapter_tensors(self.denoiser), recipe.adapter.ema_decay)
         self.optimizer = build_optimizer(recipe.optimizer, self.parameters)
-        self.evaluation = Evaluation(job, self.batches, expert)
+        self.evaluation = Evaluation(job, self.batches, expert, self.ranks)
 
     @property
     def first_step(self) -> int:
@@ -154,7 +156,7 @@ class Training:
         began = time.perf_counter()
         report_after = REPORT_SECONDS_ON_GPU if self.job.device.type == "cuda" else REPORT_SECONDS
         while self.step < self.last_step:
-            if stopped():
+            if self.ranks.agreed_to_stop(stopped):
                 if pending:
                     self.report(pending, rate, (time.perf_counter() - began) / (len(pending) // accumulation))
                 self.checkpoint()
@@ -169,6 +171,8 @@ class Training:
                 rate,
                 self.step,
                 self.compiled,
+                self.ranks,
+                stopped(),
             )
             self.step += 1
             self.average.update(self.step - self.first_step)
@@ -296,6 +300,8 @@ class Training:
                 emit("eval", step=self.step, loss=round(loss, 6), dataset=name, **apart)
 
     def preview(self) -> None:
+        if not self.ranks.speaks:
+            return
         with self.weights_for_use(), self.base_for_previews():
             if not self.previews.pairs:
                 return
@@ -321,6 +327,8 @@ class Training:
             self.merge_adapters([each for each in self.job.merged_adapters if each.in_previews])
 
     def save_lora(self, final: bool) -> None:
+        if not self.ranks.speaks:
+            return
         folder = self.job.folder / "lora"
         items = len({item.item.path for item in self.job.data.train})
         self.check_weights()
@@ -341,7 +349,7 @@ class Training:
             emit("lora", step=self.step, path=relative, format=format.value, base_model=self.job.base.name)
 
     def checkpoint(self) -> None:
-        if self.saved_step == self.step or self.step == 0:
+        if self.saved_step == self.step or self.step == 0 or not self.ranks.speaks:
             return
         self.check_weights()
         place = Place(self.step, self.digest, self.finished)

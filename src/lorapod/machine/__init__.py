@@ -4,7 +4,7 @@ Nothing here imports torch: GPUs are asked through the driver, the torch build i
 """
 
 from lorapod.machine.findings import Finding, Severity
-from lorapod.machine.gpus import Gpu, Gpus, find_gpus
+from lorapod.machine.gpus import Gpu, Gpus, find_gpus, visible_gpus
 from lorapod.machine.host import Disk, Host, Keeping, disk_of, find_host
 from lorapod.machine.torch_build import TorchBuild, find_torch
 from lorapod.machine.verdict import gpu_findings, host_findings
@@ -24,4 +24,5 @@ __all__ = [
     "find_torch",
     "gpu_findings",
     "host_findings",
+    "visible_gpus",
 ]

@@ -275,3 +275,11 @@ def _smi_trouble(text: str) -> str:
         return "no GPU given"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[0] if lines else "nvidia-smi failed without a word"
+
+
+def visible_gpus() -> list[str]:
+    """Numbers of the GPUs that programs see, as `CUDA_VISIBLE_DEVICES` has them."""
+    said = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if said is not None:
+        return [each.strip() for each in said.split(",") if each.strip() not in ("", "-1")]
+    return [str(number) for number in range(len(find_gpus().found))]

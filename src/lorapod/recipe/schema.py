@@ -407,6 +407,12 @@ class TrainingSection(Section):
         "and a third more time, `selective` keeps the outputs of attention, `off` keeps everything. `auto` takes the "
         "fastest that the GPU's memory allows. `true` and `false` mean `full` and `off`.",
     )
+    gpus: Literal["auto"] | Annotated[int, Field(ge=1, le=64)] = Field(
+        "auto",
+        description="GPUs that a step's batches are split over. The batches stay the same ones, so that more GPUs make the "
+        "same LoRA in less time: `auto` takes as many as divide `batch_size` (or, with smaller batches, `accumulation`) "
+        "evenly. A number on a machine without a GPU is a number of processes.",
+    )
     swap_blocks: Literal["auto"] | Annotated[int, Field(ge=0, le=1000)] = Field(
         "auto",
         description="Blocks of the base model whose weights wait in the machine's memory and are copied to the GPU when it "

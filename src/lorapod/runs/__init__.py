@@ -4,7 +4,7 @@ from lorapod.runs.comparison import write_comparison
 from lorapod.runs.control import newest_run_of, resume_run, start_run, stop_run
 from lorapod.runs.folder import RunFolder, all_runs, find_run
 from lorapod.runs.journal import RunState, Tail, read_events, state_of, supervisor_of
-from lorapod.runs.pairs import Pair, has_two_experts, partner_of, start_pair, visible_gpus
+from lorapod.runs.pairs import Pair, has_two_experts, partner_of, start_pair
 from lorapod.runs.store import RunRow, list_runs
 
 __all__ = [
@@ -26,6 +26,5 @@ __all__ = [
     "state_of",
     "stop_run",
     "supervisor_of",
-    "visible_gpus",
     "write_comparison",
 ]

@@ -7,11 +7,9 @@ also when it is resumed. Their LoRA files end in -high and -low, as with one run
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 
 from lorapod.files import write_text_whole
-from lorapod.machine import find_gpus
 from lorapod.models import entries
 from lorapod.recipe import Recipe
 from lorapod.recipe.schema import ExpertChoice
@@ -36,14 +34,6 @@ def has_two_experts(recipe: Recipe, workspace: Workspace) -> bool:
     parts = {spec.part for spec in entry.files} if entry else set()
     both = {"transformer_high", "transformer_low"} <= parts or {"transformer", "transformer_2"} <= parts
     return both and recipe.base_model.expert is ExpertChoice.BOTH
-
-
-def visible_gpus() -> list[str]:
-    """Numbers of the GPUs that programs see, as `CUDA_VISIBLE_DEVICES` has them."""
-    said = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if said is not None:
-        return [each.strip() for each in said.split(",") if each.strip() not in ("", "-1")]
-    return [str(number) for number in range(len(find_gpus().found))]
 
 
 def start_pair(recipe: Recipe, workspace: Workspace, gpus: list[str]) -> Pair:

@@ -1,0 +1,153 @@
+"""Several processes of one training, a GPU each: what they share, and how the batches of a step are split among them.
+
+Every process ("rank") has the whole base model and the same adapter. A step has the same batches with the same noise as with
+one process; each rank computes its part of them, and one sum over all ranks of one flat tensor (gradients, losses, whether
+somebody asked to stop) makes the step whole. So the number of ranks changes the rounding of sums and the masks of adapter
+dropout, and nothing else; a checkpoint can be continued with any number. Rank 0 alone speaks, draws and writes.
+
+`engine.launch` starts the ranks; those that torchrun started are taken as well. Not covered: several machines, and a base
+model that is split over GPUs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed, nn
+
+from lorapod.engine.batches import Batch
+from lorapod.engine.status import RANKS_STORE
+from lorapod.errors import LostRankError
+
+T = TypeVar("T")
+
+_PATIENCE = timedelta(days=7)
+"""Ranks wait for each other as long as rank 0 draws; who waits for a dead one is ended by the launcher."""
+
+_LAG = 2
+"""Steps after which a GPU's answer is read whether to stop: by then it is there, and nothing waits for it."""
+
+
+@dataclass
+class Ranks:
+    """This process among those of a training."""
+
+    rank: int = 0
+    count: int = 1
+    _answers: deque[tuple[Tensor, Any]] = field(default_factory=deque)
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this one prints, draws and writes."""
+        return self.rank == 0
+
+    @classmethod
+    def joined(cls) -> Ranks:
+        """Joins the others, if the environment says that there are any."""
+        count = int(os.environ.get("WORLD_SIZE", "1"))
+        if count == 1:
+            return cls()
+        rank = int(os.environ["RANK"])
+        store = os.environ.get(RANKS_STORE)
+        distributed.init_process_group(
+            "nccl" if torch.cuda.is_available() else "gloo",
+            init_method=f"file://{store}" if store else "env://",
+            rank=rank,
+            world_size=count,
+            timeout=_PATIENCE,
+        )
+        return cls(rank, count)
+
+    def mine(self, values: Sequence[T]) -> list[T]:
+        """This rank's part of what is done once for all; the parts of all ranks are the whole."""
+        return [value for place, value in enumerate(values) if place % self.count == self.rank]
+
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """Inside the block rank 0 goes first, so that the others find what it left on disk."""
+        if not self.speaks:
+            self.wait()
+        yield
+        if self.speaks:
+            self.wait()
+
+    def wait(self) -> None:
+        """Until all are here."""
+        if self.count > 1:
+            self._together(torch.zeros(1), distributed.ReduceOp.SUM)
+
+    def least(self, value: float) -> float:
+        """The least of what the ranks give."""
+        return float(self._together(torch.tensor([value], dtype=torch.float64), distributed.ReduceOp.MIN)[0])
+
+    def summed(self, values: Tensor) -> Tensor:
+        """Values of all ranks added up place by place, on their device."""
+        return self._together(values, distributed.ReduceOp.SUM)
+
+    def _together(self, values: Tensor, operation: Any) -> Tensor:
+        if self.count == 1:
+            return values
+        device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
+        shared = values.to(device)
+        try:
+            distributed.all_reduce(shared, operation)
+        except RuntimeError as error:
+            raise LostRankError("Another process of this training is gone", str(error)) from error
+        return shared.to(values.device)
+
+    def part_of(self, batch: Batch, number: int) -> tuple[Batch | None, float]:
+        """What this rank computes of batch `number` of a step, and its share of it.
+
+        Batches that have an item for each rank are split, so that all ranks compute on one shape at a time; smaller ones
+        are dealt out whole.
+        """
+        if self.count == 1:
+            return batch, 1.0
+        size = len(batch.items)
+        if size < self.count:
+            return (batch, 1.0) if number % self.count == self.rank else (None, 0.0)
+        places = self.mine(range(size))
+        return batch.part(places), len(places) / size
+
+    def combine(self, parameters: Sequence[nn.Parameter], losses: list[Tensor], stop: bool) -> list[Tensor]:
+        """Makes gradients and losses those of the whole step, and passes on whether somebody asked to stop."""
+        if self.count == 1:
+            return losses
+        device = parameters[0].device
+        parts = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+        ends = torch.stack([*losses, torch.tensor(float(stop), device=device)])
+        flat = self.summed(torch.cat([*(part.flatten() for part in parts), ends]))
+        place = 0
+        for parameter, part in zip(parameters, parts, strict=True):
+            parameter.grad = flat[place : place + part.numel()].view_as(part)
+            place += part.numel()
+        ends = flat[place:]
+        self._remember(ends[-1])
+        return list(ends[:-1])
+
+    def _remember(self, asked: Tensor) -> None:
+        if asked.device.type != "cuda":
+            self._answers.append((asked, None))
+            return
+        answer = torch.empty((), pin_memory=True)
+        answer.copy_(asked, non_blocking=True)
+        self._answers.append((answer, torch.cuda.current_stream().record_event()))
+
+    def agreed_to_stop(self, stopped: Callable[[], bool]) -> bool:
+        """Whether training stops before the next step; all ranks say the same at the same step."""
+        if self.count == 1:
+            return stopped()
+        while self._answers and (self._answers[0][1] is None or len(self._answers) > _LAG):
+            answer, arrived = self._answers.popleft()
+            if arrived is not None:
+                arrived.synchronize()
+            if answer.item() > 0:
+                return True
+        return False

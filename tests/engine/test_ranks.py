@@ -1,0 +1,235 @@
+"""Several processes of one training, on the CPU with gloo: the same result, one voice, and an end for all when one ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from lorapod import recipe as recipes
+from lorapod.engine.launch import count_for
+from lorapod.errors import RequestError
+from lorapod.events import PREFIX, from_line
+from lorapod.recipe import Recipe
+
+
+class Bench:
+    """A dataset of two shapes, and runs of the real engine process."""
+
+    def __init__(self, folder: Path, model: Path) -> None:
+        self.folder, self.numbers = folder, iter(range(100))
+        (folder / "pictures").mkdir()
+        for i in range(7):
+            size = (64, 64) if i < 4 else (96, 48)
+            Image.new("RGB", size, (30 * i, 120, 200 - 20 * i)).save(folder / "pictures" / f"{i}.png")
+            (folder / "pictures" / f"{i}.txt").write_text(f"zorb number {i}", encoding="utf-8")
+        (folder / "recipe.toml").write_text(
+            f"name = 'zorb'\n[base_model]\nname = '{model}'\n[[datasets]]\npath = 'pictures'\nresolutions = [64]\n"
+            "validation_share = 0.3\n[training]\nsteps = 6\nprecision = 'fp32'\nbatch_size = 2\n[optimizer]\n"
+            "learning_rate = 0.02\n[adapter]\nrank = 4\n[evaluation]\nevery = 3\nquantiles = 2\n[previews]\n"
+            "prompts = ['zorb']\nwidth = 64\nheight = 64\nsteps = 1\nat_start = false\n[saving]\nprecision = 'fp32'\n"
+            "checkpoint_every = 3\n",
+            encoding="utf-8",
+        )
+
+    def run(self, *changes: str) -> Path:
+        run = self.folder / f"run-{next(self.numbers)}"
+        run.mkdir()
+        recipe = recipes.load(self.folder / "recipe.toml", list(changes))
+        (run / "recipe.toml").write_text(recipes.dumps(recipe), encoding="utf-8")
+        return run
+
+    def start(self, run: Path, *more: str) -> subprocess.Popen[str]:
+        argv = [sys.executable, "-m", "lorapod.engine", "train", str(run), "--workspace", str(self.folder), *more]
+        environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
+        return subprocess.Popen(
+            argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            env=environment | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+
+    def train(self, *changes: str) -> tuple[Path, list[dict]]:
+        run = self.run(*changes)
+        return run, self.ended(self.start(run))
+
+    def ended(self, process: subprocess.Popen[str], code: int = 0) -> list[dict]:
+        """The events of a process that ends with `code`, and leaves none of its own behind."""
+        children = psutil.Process(process.pid).children(recursive=True)
+        said, errors = process.communicate(timeout=120)
+        assert process.returncode == code, f"{process.returncode}\n{said[-2000:]}\n{errors[-3000:]}"
+        assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+        return events_of(said)
+
+
+def events_of(text: str) -> list[dict]:
+    lines = [line.removeprefix(PREFIX) for line in text.split("\n") if line.startswith(PREFIX)]
+    return [event for event in map(from_line, lines) if event]
+
+
+@pytest.fixture(scope="module")
+def bench(tiny_z_image: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return Bench(tmp_path_factory.mktemp("ranks"), tiny_z_image)
+
+
+def evaluations(events: list[dict]) -> list[float]:
+    return [event["loss"] for event in events if event["type"] == "eval"]
+
+
+def steps(events: list[dict]) -> dict[int, float]:
+    return {event["step"]: event["loss"] for event in events if event["type"] == "step"}
+
+
+def lora(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "lora" / "zorb.safetensors")
+
+
+def assert_the_same(one: Path, other: Path) -> None:
+    ours, theirs = lora(one), lora(other)
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        torch.testing.assert_close(value, theirs[name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.fixture(scope="module")
+def shared(bench: Bench) -> tuple[Path, list[dict]]:
+    """With nothing in the cache yet."""
+    return bench.train("training.gpus=2")
+
+
+@pytest.fixture(scope="module")
+def alone(bench: Bench, shared: tuple[Path, list[dict]]) -> tuple[Path, list[dict]]:
+    """After that one: what was cached by both is all there."""
+    before = cached(bench)
+    run, events = bench.train("training.gpus=1")
+    assert cached(bench) == before and len(before) > 7
+    return run, events
+
+
+def cached(bench: Bench) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in (bench.folder / "cache").rglob("*.safetensors")}
+
+
+def test_two_processes_make_the_same_lora_along_the_same_losses(
+    alone: tuple[Path, list[dict]], shared: tuple[Path, list[dict]]
+) -> None:
+    assert steps(shared[1]).keys() <= set(range(1, 7)) and 6 in steps(shared[1])
+    for step in steps(shared[1]).keys() & steps(alone[1]).keys() & {1}:
+        assert steps(shared[1])[step] == pytest.approx(steps(alone[1])[step], rel=1e-5)
+    assert evaluations(shared[1]) == pytest.approx(evaluations(alone[1]), rel=1e-4)
+    assert len(evaluations(shared[1])) == 3
+    assert_the_same(shared[0], alone[0])
+
+
+def test_one_of_them_speaks_draws_and_writes(alone: tuple[Path, list[dict]], shared: tuple[Path, list[dict]]) -> None:
+    def told(events: list[dict]) -> list[tuple]:
+        kinds = ("stage", "eval", "checkpoint", "lora", "preview")
+        return [(e["type"], e.get("name"), e.get("step"), e.get("path")) for e in events if e["type"] in kinds]
+
+    assert told(shared[1]) == told(alone[1])
+    files = [sorted(str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()) for run, _ in (shared, alone)]
+    assert files[0] == files[1]
+
+
+def test_whole_batches_are_dealt_out_where_they_are_small(bench: Bench) -> None:
+    changes = ["training.batch_size=1", "training.accumulation=3"]
+    assert_the_same(bench.train("training.gpus=2", *changes)[0], bench.train("training.gpus=1", *changes)[0])
+
+
+def stopped_at(bench: Bench, run: Path, *more: str) -> tuple[int, list[dict]]:
+    """Asks a run's process group to stop after its first checkpoint, as the supervisor does."""
+    process = bench.start(run, *more)
+    assert process.stdout is not None
+    head = ""
+    for line in process.stdout:
+        head += line
+        if '"checkpoint"' in line:
+            break
+    os.killpg(process.pid, signal.SIGINT)
+    events = events_of(head) + bench.ended(process, 130)
+    return [event["step"] for event in events if event["type"] == "checkpoint"][-1], events
+
+
+def test_a_checkpoint_moves_between_numbers_of_processes(bench: Bench) -> None:
+    """From two to one and back to two, stopped in between as the supervisor stops."""
+    changes = ["training.steps=24", "evaluation.every=0", "previews.at_end=false", "optimizer.learning_rate=0.002"]
+    run, done = bench.run("training.gpus=2", *changes), 0
+    for here, there, more in ((2, 1, ()), (1, 2, ("--resume",))):
+        step, events = stopped_at(bench, run, *more)
+        assert done < step < 24
+        assert not more or any(f"Going on from step {done} " in event.get("message", "") for event in events)
+        text = (run / "recipe.toml").read_text(encoding="utf-8")
+        (run / "recipe.toml").write_text(text.replace(f"gpus = {here}", f"gpus = {there}"), encoding="utf-8")
+        done = step
+    bench.ended(bench.start(run, "--resume"))
+    assert_the_same(run, bench.train("training.gpus=1", *changes)[0])
+
+
+@pytest.fixture
+def going(bench: Bench) -> Iterator[Callable[..., tuple[subprocess.Popen[str], list[psutil.Process]]]]:
+    """A training of two processes in its midst, and the two."""
+    started = []
+
+    def start(*changes: str) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
+        process = bench.start(bench.run("training.gpus=2", "training.steps=100000", *changes))
+        started.append(process)
+        assert process.stdout is not None
+        for line in process.stdout:
+            if '"type":"step"' in line:
+                break
+        ranks = psutil.Process(process.pid).children()
+        assert len(ranks) == 2
+        return process, sorted(ranks, key=lambda rank: rank.environ()["RANK"])
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_is_killed_ends_the_others_and_is_named(
+    bench: Bench, going: Callable[..., tuple[subprocess.Popen[str], list[psutil.Process]]], victim: int
+) -> None:
+    process, ranks = going()
+    ranks[victim].kill()
+    began = time.monotonic()
+    errors = [event["message"] for event in bench.ended(process, 1) if event["type"] == "error"]
+    assert time.monotonic() - began < 20
+    assert errors == [f"Process {victim + 1} of 2 of this training was ended from outside (SIGKILL)"]
+
+
+def recipe(**training: object) -> Recipe:
+    return Recipe.model_validate(
+        {"name": "zorb", "base_model": {"name": "x"}, "datasets": [{"path": "."}], "training": {"steps": 1, **training}}
+    )
+
+
+@pytest.mark.parametrize(
+    ("training", "gpus", "count"),
+    [
+        ({}, 4, 1),  # one item a step cannot be split
+        ({"batch_size": 4}, 0, 1), ({"batch_size": 4}, 3, 2), ({"batch_size": 4}, 4, 4), ({"batch_size": 6}, 4, 3),
+        ({"accumulation": 8}, 3, 2), ({"batch_size": 2, "accumulation": 8}, 8, 8),
+        ({"batch_size": 5, "gpus": 2}, 4, 2), ({"batch_size": 2, "gpus": 2}, 0, 2), ({"batch_size": 8, "gpus": 1}, 8, 1),
+    ],
+)  # fmt: skip
+def test_auto_takes_what_divides_a_step_and_a_number_is_kept_to(
+    training: dict[str, object], gpus: int, count: int
+) -> None:
+    assert count_for(recipe(**training), [str(i) for i in range(gpus)]) == count
+
+
+def test_more_than_there_are_or_can_be_used_is_refused() -> None:
+    with pytest.raises(RequestError, match="asks for 4 GPUs, and this machine has 2"):
+        count_for(recipe(gpus=4, batch_size=8), ["0", "1"])
+    with pytest.raises(RequestError, match="cannot be split over 3"):
+        count_for(recipe(gpus=3, batch_size=2), ["0", "1", "2"])
