@@ -21,7 +21,7 @@ QUESTIONS = (
     "Which base model",
     "What is the LoRA to learn",
     "Where are your pictures",
-    "By which word",
+    "Which word is to call it",
     "to be called",
 )
 

@@ -303,8 +303,8 @@ def _review(session: Session, ask: Asker, *, may_ask: bool) -> bool:
     """
     from lorapod.cli.start_ask import BackError
     from lorapod.cli.start_shown import say_captions
+    from lorapod.start.answers import KEEP, TRIGGER_ALONE
     from lorapod.start.session import Choice, Question
-    from lorapod.start.steps_captions import KEEP, TRIGGER_ALONE
 
     bare, changed = session.bare, False
     count = f"{len(bare)} items still have" if len(bare) > 1 else "1 item still has"

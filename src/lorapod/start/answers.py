@@ -15,6 +15,9 @@ from lorapod.workspace import Workspace
 
 FILE = "start.toml"
 
+KEEP, TRIGGER_ALONE = "keep", "trigger"
+"""Answers in place of a captioner: the captions that are there; the trigger word for what has none."""
+
 
 class Answers(BaseModel):
     """What a person answered; None: not asked yet."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from lorapod.captioning.wording import GOALS
 from lorapod.errors import RequestError
 from lorapod.models.catalogue import Entry
 from lorapod.models.plan import size_text
-from lorapod.recipe import presets
+from lorapod.recipe.goals import Goal, goal_preset, passes_of, steps_for
+from lorapod.start.answers import KEEP
 from lorapod.start.data import shared_word
 from lorapod.start.demo_data import DEMO_FOLDERS, demo_folders
 from lorapod.start.facts import GB, Facts
@@ -22,7 +22,6 @@ from lorapod.start.paths import typed_folder
 from lorapod.start.recommend import GOOD_FOR, TRAINERS, base_model_for, trainer_for, trainers_of
 from lorapod.start.session import Choice, Question, Session
 
-_USUAL_STEPS = 2000
 DEMO_TRIGGER = "momo"
 _RARE = "ohwx"
 """A word without a meaning that text encoders know as one token; common among those who train LoRAs."""
@@ -115,18 +114,21 @@ class GoalStep(Base):
 
     def question(self, session: Session) -> Question:
         clips = session.facts.entries[session.model].modality == "clip"
-        goals = [goal for goal in GOALS if goal and (clips or goal != "motion")]
+        goals = [goal.value for goal in Goal if clips or goal is not Goal.MOTION]
         choices = tuple(Choice(goal, f"{goal}: {_GOAL_TEXTS[goal]}") for goal in goals)
         if not clips:
             choices += (Choice("motion", f"motion: {_GOAL_TEXTS['motion']}", "", "this base model makes pictures"),)
         before = session.answers.goal
         default = before if before in goals else "motion" if clips else "character"
         return Question(
-            "What is the LoRA to learn?", "It decides what captions leave out, and what is checked.", choices, default
+            "What is the LoRA to learn?",
+            "It decides what captions say and leave out, how long is trained, and what your pictures are checked for.",
+            choices,
+            default,
         )
 
     def take(self, session: Session, text: str) -> None:
-        if text not in GOALS or not text:
+        if text not in list(Goal):
             raise RequestError(f"There is no goal {text!r}", "", "Give character, style, concept or motion.")
         if text == "motion" and session.facts.entries[session.model].modality == "picture":
             raise RequestError("A base model of pictures learns no motion", "", "Choose another goal or base model.")
@@ -135,6 +137,10 @@ class GoalStep(Base):
     def holds(self, session: Session) -> bool:
         goal = session.answers.goal
         return goal is not None and (goal != "motion" or session.facts.entries[session.model].modality == "clip")
+
+    def shown(self, session: Session) -> str:
+        goal = session.answers.goal
+        return f"{goal}: captions {goal_preset(Goal(goal)).captions}" if goal else ""
 
 
 class DataStep(Base):
@@ -255,9 +261,11 @@ class TriggerStep(Base):
         if before is None:
             is_demo = session.answers.data == demo_paths(session)
             before = DEMO_TRIGGER if is_demo else shared_word(session.contents) or _RARE
+        goal = goal_preset(Goal(session.answers.goal or Goal.CHARACTER))
         return Question(
-            "By which word is it called in prompts?",
-            "The trigger word: a rare one that the base model has no idea of. It is put before every caption. `-` for none.",
+            "Which word is to call it up in prompts?",
+            f"The trigger word, {goal.trigger}. Take one that means nothing, so that the base model knows nothing of it. "
+            "It is put before every caption. `-` for none.",
             default=before or "-",
         )
 
@@ -349,7 +357,8 @@ class StepsStep(Base):
         usual = usual_steps(session)
         return Question(
             "For how many steps?",
-            f"Usual for this base model: {usual}. One picture a step and batch; stopping early and going on later is fine.",
+            f"Usual here: {_length(usual, session)}. More learn it more firmly, too many learn your very pictures. Stopping "
+            "early and going on later is fine.",
             default=str(session.answers.steps or usual),
         )
 
@@ -365,7 +374,16 @@ class StepsStep(Base):
     def shown(self, session: Session) -> str:
         usual = usual_steps(session)
         steps = session.answers.steps or usual
-        return f"{steps} steps" + (" (usual)" if steps == usual else f" (usual: {usual})")
+        return _length(steps, session) + (", as is usual" if steps == usual else f" (usual: {usual})")
+
+
+def _length(steps: int, session: Session) -> str:
+    """`2000 steps: each picture about 100 times`."""
+    if not session.answers.data or session.answers.data == demo_paths(session):
+        return f"{steps} steps"
+    times = passes_of(steps, learnt_from(session), session.model, session.facts.workspace)
+    each = "clip" if session.contents.clips and not session.contents.pictures else "picture"
+    return f"{steps} steps: each {each} about {times} times" if times > 1 else f"{steps} steps"
 
 
 def trainer_of(session: Session) -> str:
@@ -374,6 +392,15 @@ def trainer_of(session: Session) -> str:
 
 
 def usual_steps(session: Session) -> int:
-    """The preset's steps for the base model."""
-    preset = presets.preset_for(session.model, session.facts.workspace).get("training", {})
-    return int(preset.get("steps") or _USUAL_STEPS)
+    """The steps for the base model, the goal and what there is to learn from."""
+    answers = session.answers
+    goal = Goal(answers.goal) if answers.goal and answers.data else None
+    return steps_for(goal, learnt_from(session) if goal else 0, session.model, session.facts.workspace)
+
+
+def learnt_from(session: Session) -> int:
+    """How many of the items are trained on, as far as the answers say."""
+    inside = session.contents
+    if session.answers.captioner == KEEP and inside.bare:
+        return len(inside.captioned)
+    return inside.total if session.facts.entries[session.model].modality == "clip" else inside.pictures

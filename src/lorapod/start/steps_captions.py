@@ -5,6 +5,7 @@ from __future__ import annotations
 from lorapod.captioning.registry import KNOWN
 from lorapod.errors import RequestError
 from lorapod.settings import KEYS
+from lorapod.start.answers import KEEP, TRIGGER_ALONE
 from lorapod.start.session import Choice, Question, Session
 from lorapod.start.steps import (
     Base,
@@ -16,9 +17,6 @@ from lorapod.start.steps import (
     TrainerStep,
     TriggerStep,
 )
-
-KEEP, TRIGGER_ALONE = "keep", "trigger"
-"""Answers in place of a captioner: the captions that are there; the trigger word for what has none."""
 
 _TITLES = {
     "joycaption": "on this GPU, free",

@@ -21,9 +21,9 @@ from lorapod.models.fetch import Progress as PullProgress
 from lorapod.models.fetch import pull
 from lorapod.models.plan import size_text
 from lorapod.recipe import TrainerName
+from lorapod.start.answers import KEEP, TRIGGER_ALONE
 from lorapod.start.session import Session
 from lorapod.start.steps import trainer_of
-from lorapod.start.steps_captions import KEEP, TRIGGER_ALONE
 
 if TYPE_CHECKING:
     from lorapod.captioning.items import Left
