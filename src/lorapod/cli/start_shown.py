@@ -82,6 +82,8 @@ def summary(session: Session, ask: Asker) -> None:
     for line in summary_lines(session):
         ask.say(line) if len(line) < width() else _hanging(line, ask)
     need = session.facts.fetch_bytes(session.facts.entries[session.model], trainer_of(session))
+    if session.contents.bare:
+        need += session.facts.captioner_gigabytes(session.answers.captioner or "") * 1e9
     if need > session.facts.disk_free:
         ask.say(
             f"Careful: {need / 1e9:.0f} GB are to be fetched, and {session.facts.disk_free / 1e9:.0f} GB are free on the "

@@ -139,7 +139,8 @@ class CaptionerStep(Base):
             lacks = "" if key_alone else " and ".join(lacking)
             if name in _PICTURES_ONLY and not inside.pictures:
                 lacks = lacks or "does not look at clips"
-            note = "; needs a key, asked for next" if key_alone else ""
+            size = session.facts.captioner_gigabytes(name)
+            note = "; needs a key, asked for next" if key_alone else f", {size:.0f} GB to fetch" if size else ""
             choices.append(Choice(name, f"{name}: {_TITLES[name]}{note}", "", lacks))
         without = "with the trigger word alone" if session.answers.trigger else "without one"
         count = len(inside.bare)
@@ -194,7 +195,9 @@ class CaptionerStep(Base):
             return f"those that are there; {len(inside.bare)} items are left out"
         if name == TRIGGER_ALONE:
             return f"{len(inside.captioned)} yours, {len(inside.bare)} the trigger word alone"
-        return f"{len(inside.captioned)} yours, {len(inside.bare)} by {name}" if inside.captioned else f"by {name}"
+        size = session.facts.captioner_gigabytes(name or "")
+        by = f"by {name}" + (f" ({size:.0f} GB to fetch)" if size else "")
+        return f"{len(inside.captioned)} yours, {len(inside.bare)} {by}" if inside.captioned else by
 
 
 def _in_order(session: Session) -> list[str]:
