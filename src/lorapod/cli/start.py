@@ -44,6 +44,9 @@ def start(
     ] = None,
     trainer: Annotated[str | None, typer.Option(help="What trains.", show_default=False)] = None,
     name: Annotated[str | None, typer.Option(help="Name of the LoRA.", show_default=False)] = None,
+    size: Annotated[
+        int | None, typer.Option(min=64, max=4096, help="Side in pixels to train at.", show_default=False)
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="How long to train.", show_default=False)] = None,
     answers: Annotated[
         Path | None,
@@ -78,7 +81,7 @@ def start(
             "`lorapod start` never waits for answers that nobody can give.",
             "Give --yes to take what is proposed, or --answers FILE; options answer single questions.",
         )
-    given = _given(answers, model, data, trigger, goal, captioner, trainer, name, steps)
+    given = _given(answers, model, data, trigger, goal, captioner, trainer, name, size, steps)
     console = Console(highlight=False, force_terminal=False if plain else None)
     session = Session(look(workspace), STEPS, try_key, is_kept=not scripted)
     ask = asker(plain)
@@ -102,7 +105,7 @@ def _given(file: Path | None, *options: Any) -> Answers:
     from lorapod.start.answers import Answers, read_answers
 
     found = read_answers(file) if file is not None else Answers()
-    model, data, trigger, goal, captioner, trainer, name, steps = options
+    model, data, trigger, goal, captioner, trainer, name, size, steps = options
     said = {
         "model": model,
         "data": [Path(each) for each in data] if data else None,
@@ -111,6 +114,7 @@ def _given(file: Path | None, *options: Any) -> Answers:
         "captioner": captioner,
         "trainer": trainer,
         "name": name,
+        "size": size,
         "steps": steps,
     }
     return found.model_copy(update={key: value for key, value in said.items() if value is not None})
@@ -219,7 +223,9 @@ def _accepts_summary(session: Session, ask: Asker) -> bool:
                 return True
             if given in ("q", "quit", "exit"):
                 raise KeyboardInterrupt
-            session.change(int(given) if given.isdigit() else 0)
+            if not given.isdigit():
+                raise RequestError(f"{given!r} is none of these", "", "Press Enter to begin, or give a line's number.")
+            session.change(int(given))
         except BackError:
             session.back()
         except RequestError as error:

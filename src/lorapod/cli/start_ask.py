@@ -190,7 +190,8 @@ def _bind_back(bindings: Any) -> None:
     def go_back(event: Any) -> None:
         event.app.exit(exception=BackError)
 
-    bindings.add("escape")(go_back)
+    # Eager, else it waits a second for a key that it might be a prefix of, and swallows what is typed meanwhile.
+    bindings.add("escape", eager=True)(go_back)
 
 
 def _name(choice: Choice) -> str:

@@ -59,6 +59,7 @@ def say_worst(session: Session, ask: Asker) -> None:
             session.answers.trigger or "",
             session.facts.workspace,
             progress,
+            session.answers.size,
         )
     total, left = session.contents.total, len(session.unusable)
     if left >= total:

@@ -1,7 +1,7 @@
-"""The questions of the guided session about the training: base model, goal, data, trigger word, name, trainer, length.
+"""The questions of the guided session about the training: base model, goal, data, trigger word, name, trainer.
 
-Those about captions and keys are in `lorapod.start.steps_captions`. Each has a default, so that Enter all the way gives a
-good LoRA; what does not fit this machine is listed with the reason.
+Those about captions and keys are in `lorapod.start.steps_captions`, about size and length in `lorapod.start.steps_length`.
+Each has a default, so that Enter all the way gives a good LoRA; what does not fit this machine is listed with the reason.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from pathlib import Path
 from lorapod.errors import RequestError
 from lorapod.models.catalogue import Entry
 from lorapod.models.plan import size_text
-from lorapod.recipe.goals import Goal, goal_preset, passes_of, steps_for
-from lorapod.start.answers import KEEP
+from lorapod.recipe.goals import Goal, goal_preset
 from lorapod.start.data import shared_word
 from lorapod.start.demo_data import DEMO_FOLDERS, demo_folders
 from lorapod.start.facts import GB, Facts
@@ -345,62 +344,6 @@ class TrainerStep(Base):
         return session.answers.trainer in trainers_of(session.facts, session.model)
 
 
-class StepsStep(Base):
-    """How long: not asked, as the preset knows; changed in the summary."""
-
-    key, label = "steps", "Length"
-
-    def is_asked(self, session: Session) -> bool:
-        return session.asked_again == self.key
-
-    def question(self, session: Session) -> Question:
-        usual = usual_steps(session)
-        return Question(
-            "For how many steps?",
-            f"Usual here: {_length(usual, session)}. More learn it more firmly, too many learn your very pictures. Stopping "
-            "early and going on later is fine.",
-            default=str(session.answers.steps or usual),
-        )
-
-    def take(self, session: Session, text: str) -> None:
-        digits = re.sub(r"[ ,._']", "", text.strip())
-        if not digits.isdigit() or not 1 <= int(digits) <= 1_000_000:
-            raise RequestError(f"{text.strip()!r} is no number of steps", "", "Give a whole number, as 2000.")
-        session.answers.steps = int(digits)
-
-    def holds(self, session: Session) -> bool:
-        return True
-
-    def shown(self, session: Session) -> str:
-        usual = usual_steps(session)
-        steps = session.answers.steps or usual
-        return _length(steps, session) + (", as is usual" if steps == usual else f" (usual: {usual})")
-
-
-def _length(steps: int, session: Session) -> str:
-    """`2000 steps: each picture about 100 times`."""
-    if not session.answers.data or session.answers.data == demo_paths(session):
-        return f"{steps} steps"
-    times = passes_of(steps, learnt_from(session), session.model, session.facts.workspace)
-    each = "clip" if session.contents.clips and not session.contents.pictures else "picture"
-    return f"{steps} steps: each {each} about {times} times" if times > 1 else f"{steps} steps"
-
-
 def trainer_of(session: Session) -> str:
     """What trains: as answered, else what is recommended."""
     return session.answers.trainer or trainer_for(session.facts, session.model)
-
-
-def usual_steps(session: Session) -> int:
-    """The steps for the base model, the goal and what there is to learn from."""
-    answers = session.answers
-    goal = Goal(answers.goal) if answers.goal and answers.data else None
-    return steps_for(goal, learnt_from(session) if goal else 0, session.model, session.facts.workspace)
-
-
-def learnt_from(session: Session) -> int:
-    """How many of the items are trained on, as far as the answers say."""
-    inside = session.contents
-    if session.answers.captioner == KEEP and inside.bare:
-        return len(inside.captioned)
-    return inside.total if session.facts.entries[session.model].modality == "clip" else inside.pictures

@@ -13,10 +13,10 @@ from lorapod.start.steps import (
     GoalStep,
     ModelStep,
     NameStep,
-    StepsStep,
     TrainerStep,
     TriggerStep,
 )
+from lorapod.start.steps_length import SizeStep, StepsStep
 
 _TITLES = {
     "joycaption": "on this GPU, free",
@@ -218,6 +218,7 @@ STEPS = (
     CaptionerKeyStep(),
     NameStep(),
     TrainerStep(),
+    SizeStep(),
     StepsStep(),
 )
 """Every question, in the order of asking."""
