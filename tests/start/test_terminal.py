@@ -141,6 +141,31 @@ def test_a_window_that_changes_its_size_in_the_middle_goes_on(open_terminal: Ope
     terminal.wait("Enter begins")
 
 
+def test_in_a_narrow_window_names_stay_whole_and_what_is_cut_is_said_below(tmp_path: Path, open_terminal: Open) -> None:
+    fakes.smi(tmp_path / "bin", (fakes.RTX4090,))
+    terminal = open_terminal(columns=40, environment={"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"})
+    begin(terminal)
+    shown = terminal.wait(QUESTIONS[0])
+    assert "- FLUX.1-dev (needs about" in shown and "- Wan 2.1 T2V 14B (needs" in shown
+    told = " ".join(shown.partition("Description:")[2].split())
+    assert "Z-Image-Turbo: pictures, 21 GB to fetch, 16 GB of GPU memory" in told
+
+
+def test_keys_pressed_right_after_escape_belong_to_the_next_question(tmp_path: Path, open_terminal: Open) -> None:
+    terminal = open_terminal()
+    begin(terminal)
+    through(terminal, *QUESTIONS)
+    terminal.wait("Enter begins")
+    terminal.press("1", ENTER)
+    terminal.wait(QUESTIONS[0])
+    terminal.press(ESCAPE)
+    time.sleep(0.7)
+    terminal.press("9", "9", ENTER)
+    terminal.wait("There is no line 99")
+    terminal.press("x", ENTER)
+    terminal.wait("'x' is none of these")
+
+
 def test_escape_goes_back_and_a_number_changes_a_line(open_terminal: Open) -> None:
     terminal = open_terminal()
     begin(terminal)

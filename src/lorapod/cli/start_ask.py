@@ -143,13 +143,15 @@ class ListAsker:
         for choice in question.choices:
             if choice.lacks in shared:
                 continue
-            room = at - (len(choice.lacks) + 5 if choice.lacks else 0)
+            name = _cut(_name(choice), at)
+            title = name if choice.lacks else _cut(choice.title, at)
+            about = choice.about if title in (choice.title, name) else f"{choice.title}. {choice.about}".strip()
             choices.append(
                 questionary.Choice(
-                    _cut(_name(choice) if choice.lacks else choice.title, room),
+                    title,
                     value=choice.value,
-                    disabled=choice.lacks or None,
-                    description="\n" + wrapped(choice.about, "    ", at) if choice.about else None,
+                    disabled=_cut(choice.lacks, at - len(name) - 5) if choice.lacks else None,
+                    description="\n" + wrapped(about, "    ", at) if about else None,
                 )
             )
         for reason in shared:

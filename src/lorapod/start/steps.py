@@ -13,6 +13,7 @@ from lorapod.errors import RequestError
 from lorapod.models.catalogue import Entry
 from lorapod.models.plan import size_text
 from lorapod.recipe.goals import Goal, goal_preset
+from lorapod.start.answers import KEEP, TRIGGER_ALONE
 from lorapod.start.data import shared_word
 from lorapod.start.demo_data import DEMO_FOLDERS, demo_folders
 from lorapod.start.facts import GB, Facts
@@ -139,7 +140,8 @@ class GoalStep(Base):
 
     def shown(self, session: Session) -> str:
         goal = session.answers.goal
-        return f"{goal}: captions {goal_preset(Goal(goal)).captions}" if goal else ""
+        ours = session.contents.bare and session.answers.captioner not in (None, KEEP, TRIGGER_ALONE)
+        return f"{goal}: captions {'' if ours else 'should '}{goal_preset(Goal(goal)).captions}" if goal else ""
 
 
 class DataStep(Base):
