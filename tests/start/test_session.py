@@ -148,6 +148,31 @@ def test_the_size_is_said_can_be_changed_and_is_what_the_pictures_are_checked_fo
     assert "64x64 pixels, each in its own shape (usual: 1024)" in [row[2] for row in session.numbered()][number - 1]
 
 
+def test_a_workspace_of_the_old_template_is_used_as_it_is_and_its_settings_are_pointed_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lorapod.cli.start_ask import PlainAsker
+    from lorapod.cli.start_shown import welcome
+
+    root = tmp_path / "w"
+    folder_of(root / "image_dataset_here", 12, captions="zorb on a hill {}")
+    for name in ("runpod-diffusion_pipe/toml_files/flux.toml", "diffusion_pipe/examples/dataset.toml", "models/Wan/a.pt",
+                 "training_outputs/flux/20250101_00-00-00/epoch40/adapter_model.safetensors", "HowToUse.txt"):  # fmt: skip
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(f"{name} = 1")
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    monkeypatch.setattr("builtins.input", lambda text="": "")
+    session = session_on(root, gpu(24))
+    welcome(session, PlainAsker())
+    said = " ".join(capsys.readouterr().out.split())
+    assert "workspace is that of the old template" in said
+    assert f"lorapod recipe import {root}/runpod-diffusion_pipe/toml_files/flux.toml" in said
+    asked(session)
+    recipe = checked_recipe(session, write_recipe(session))
+    assert recipe.datasets[0].path == root / "image_dataset_here" and recipe.datasets[0].trigger_word == "zorb"
+    assert {path: path.read_bytes() for path in before} == before
+
+
 def test_back_from_a_line_that_is_changed_leaves_it_as_it_was(tmp_path: Path) -> None:
     session = session_on(tmp_path / "w")
     asked(session)

@@ -15,6 +15,7 @@ from lorapod.start.steps import (
     NameStep,
     TrainerStep,
     TriggerStep,
+    demo_paths,
 )
 from lorapod.start.steps_length import SizeStep, StepsStep
 
@@ -190,7 +191,8 @@ class CaptionerStep(Base):
         inside = session.contents
         name = session.answers.captioner
         if not inside.bare:
-            return f"yours, all {inside.total}"
+            whose = "the demo's" if session.answers.data == demo_paths(session) else "yours"
+            return f"{whose}, all {inside.total}"
         if name == KEEP:
             return f"those that are there; {len(inside.bare)} items are left out"
         if name == TRIGGER_ALONE:
