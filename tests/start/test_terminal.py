@@ -151,6 +151,15 @@ def test_in_a_narrow_window_names_stay_whole_and_what_is_cut_is_said_below(tmp_p
     assert "Z-Image-Turbo: pictures, 21 GB to fetch, 16 GB of GPU memory" in told
 
 
+def test_a_gpu_that_lacks_what_every_preset_needs_is_spoken_of_before_the_first_question(
+    tmp_path: Path, open_terminal: Open
+) -> None:
+    fakes.smi(tmp_path / "bin", (fakes.T4,))
+    terminal = open_terminal(lines=60, environment={"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"})
+    shown = terminal.wait("Press Enter to begin")
+    assert "Careful: The Tesla T4 does not compute in bfloat16" in shown
+
+
 def test_keys_pressed_right_after_escape_belong_to_the_next_question(tmp_path: Path, open_terminal: Open) -> None:
     terminal = open_terminal()
     begin(terminal)

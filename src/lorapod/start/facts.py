@@ -124,11 +124,8 @@ def look(workspace: Workspace) -> Facts:
 def _faults(overview: Overview) -> tuple[Finding, ...]:
     """What is to be said before the first question; that there is no GPU, the session says in its own words."""
     found = [one for one in examine(overview) if one.severity is Severity.FAULT]
-    found += [
-        one
-        for one in examine(overview)
-        if one.severity is Severity.WARNING and one.about in ("workspace", "disk", "memory")
-    ]
+    abouts = ("workspace", "disk", "memory", *(("gpu",) if overview.gpus.largest else ()))
+    found += [one for one in examine(overview) if one.severity is Severity.WARNING and one.about in abouts]
     return tuple(found)
 
 
