@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fakes import gpus as fakes
+from lorapod.runs import find_run, stop_run
 from lorapod.start.answers import kept_in
 from lorapod.workspace import Workspace
 from start.helpers import folder_of
@@ -149,6 +150,28 @@ def test_in_a_narrow_window_names_stay_whole_and_what_is_cut_is_said_below(tmp_p
     assert "- FLUX.1-dev (needs about" in shown and "- Wan 2.1 T2V 14B (needs" in shown
     told = " ".join(shown.partition("Description:")[2].split())
     assert "Z-Image-Turbo: pictures, 21 GB to fetch, 16 GB of GPU memory" in told
+
+
+def test_a_training_that_was_stopped_is_offered_again_and_goes_on_to_its_end(
+    tmp_path: Path, open_terminal: Open
+) -> None:
+    folder_of(tmp_path / "w/image_dataset_here", 12, captions="zorb on hill {}")
+    terminal = open_terminal("--steps", "12", "--plain")
+    begin(terminal)
+    through(terminal, *QUESTIONS, "Enter begins", "Enter goes on")
+    terminal.wait("Run ", 60)
+    stop_run(find_run(None, Workspace(tmp_path / "w")))
+    assert terminal.end(120) == 130
+    again = open_terminal("--plain")
+    begin(again)
+    shown = again.wait("ended early, at step")
+    assert "1. go on with it, from its newest checkpoint" in shown
+    again.press(ENTER)
+    assert again.end(120) == 0
+    assert list((tmp_path / "w").rglob("lora/zorb.safetensors"))
+    third = open_terminal("--plain")
+    begin(third)
+    third.wait(QUESTIONS[0])  # nothing is left to go on with
 
 
 def test_a_gpu_that_lacks_what_every_preset_needs_is_spoken_of_before_the_first_question(

@@ -67,7 +67,9 @@ def start(
     """
     from rich.console import Console
 
+    from lorapod.cli.start_again import take_up
     from lorapod.cli.start_ask import asker, has_terminal, is_dumb
+    from lorapod.cli.start_shown import welcome
     from lorapod.start.facts import look
     from lorapod.start.keys import try_key
     from lorapod.start.session import Session
@@ -92,6 +94,9 @@ def start(
         _train(session, ask, console, bars=bars, may_ask=False)
         return
     try:
+        welcome(session, ask)
+        if take_up(session, ask, console):
+            return
         _ask_all(session, ask, given)
         _train(session, ask, console, bars=bars, may_ask=True)
     except (KeyboardInterrupt, EOFError):
@@ -131,33 +136,11 @@ def _take(session: Session, given: Answers) -> None:
 
 def _ask_all(session: Session, ask: Asker, given: Answers) -> None:
     """Every question, until the summary is accepted."""
-    from lorapod.cli.start_shown import welcome
-
-    welcome(session, ask)
-    _go_on(session, ask)
     _take(session, given)
     while True:
         _ask_open(session, ask)
         if _accepts_summary(session, ask):
             return
-
-
-def _go_on(session: Session, ask: Asker) -> None:
-    """Offers to take up a session that was broken off."""
-    from lorapod.cli.start_ask import BackError
-    from lorapod.start.answers import kept_in
-    from lorapod.start.session import Choice, Question
-
-    kept = kept_in(session.facts.workspace)
-    if kept is None or kept.run or not kept.done:
-        return
-    choices = (Choice("on", "go on where you stopped"), Choice("anew", "begin anew"))
-    try:
-        answer = ask.ask(Question("You began a session before.", "", choices, "on"))
-    except BackError:
-        answer = "on"
-    if answer == "on":
-        session.go_on(kept)
 
 
 def _ask_open(session: Session, ask: Asker) -> None:
