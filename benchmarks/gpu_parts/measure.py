@@ -28,7 +28,7 @@ from gpu_parts.gpu_state import GpuState
 from gpu_parts.models import MODELS, Shape, latents_shape, random_denoiser, random_text, write_base
 from lorapod import recipe as recipes
 from lorapod.engine import adapters
-from lorapod.engine.batches import Batch, shift_of
+from lorapod.engine.batches import Batch, levels_of
 from lorapod.engine.compiling import CompiledBlocks
 from lorapod.engine.job import Job
 from lorapod.engine.noise import draw_levels, generator_for
@@ -216,8 +216,7 @@ def _batches(cell: Cell, job: MadeJob) -> list[Batch]:
     for number in range(READY_BATCHES):
         generator = generator_for("benchmark", number)
         latents, noise = (torch.randn(shape, generator=generator) for _ in range(2))
-        training = job.recipe.training
-        levels = draw_levels(cell.batch, training.timestep_sampling, shift_of(job, latents), generator)
+        levels = draw_levels(cell.batch, levels_of(job, latents, job.experts[0]), generator)
         texts = [random_text(job.base, text_tokens(cell), job.dtype, generator) for _ in range(cell.batch)]
         made.append(Batch(latents, noise, levels, [{} for _ in range(cell.batch)], texts))
     return made

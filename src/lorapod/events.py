@@ -22,7 +22,7 @@ Event = dict[str, Any]
 
     stage       name, index, count, total?        one of the run's phases begins
     step        step, total, epoch, loss, lr, seconds, memory_gb?
-    eval        step, loss, dataset               loss on held-out items at fixed noise
+    eval        step, loss, dataset, regularisation?   loss on held-out items at fixed noise
     preview     step, path, prompt, seed, likeness?, clip?   paths relative to the run folder; of a clip (MP4), `path` is
                                                   a strip of its frames
     checkpoint  step, path                        likewise

@@ -258,7 +258,7 @@ def metadata_for(
         "ss_steps": steps,
         "ss_total_batch_size": recipe.training.batch_size * recipe.training.accumulation,
         "ss_gradient_accumulation_steps": recipe.training.accumulation,
-        "ss_gradient_checkpointing": recipe.training.gradient_checkpointing,
+        "ss_gradient_checkpointing": recipe.training.gradient_checkpointing != "off",
         "ss_mixed_precision": recipe.training.precision.value,
         "ss_seed": recipe.training.seed,
         "ss_resolution": f"({side}, {side})",

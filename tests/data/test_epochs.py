@@ -83,3 +83,31 @@ def test_the_chart_has_a_row_a_bucket_and_draws_very_many_and_none() -> None:
     many = draw_buckets(plan(*(items(1, Bucket(64, 64 + 8 * i)) for i in range(200))))
     assert many.height < 10_000
     assert len(few.getcolors(1_000_000) or []) > 5
+
+
+def known(count: int, bucket: Bucket) -> list[TrainItem]:
+    """Regularisation items."""
+    return [replace(each, regularises=True) for each in items(count, bucket, dataset=9)]
+
+
+def test_regularisation_items_take_their_share_and_all_get_their_turn() -> None:
+    train = plan(items(6, SQUARE, repeats=2), known(31, SQUARE), known(9, WIDE)).train
+    seen: Counter[int] = Counter()
+    for epoch in range(10):
+        portions = batches(train, 4, epoch, 1)
+        taken = [i for portion in portions for i in portion if train[i].regularises]
+        assert len(taken) == 12 and sum(map(len, portions)) == 24
+        assert len(portions) == batches_per_epoch(plan(train), 4)[TrainerName.BUILTIN]
+        assert all(len({train[i].placement.bucket for i in portion}) == 1 for portion in portions)
+        seen.update(taken)
+    for bucket in (SQUARE, WIDE):
+        times = [seen[i] for i, each in enumerate(train) if each.regularises and each.placement.bucket == bucket]
+        assert min(times) >= 2 and max(times) - min(times) <= 1
+    assert batches(train, 4, 3, 1) == batches(train, 4, 3, 1) != batches(train, 4, 4, 1)
+
+
+def test_few_regularisation_items_come_often_and_a_share_of_zero_leaves_them_out() -> None:
+    train = plan(items(9, SQUARE), known(2, SQUARE)).train
+    (count,) = {sum(map(len, batches(train, 1, epoch, 1, 0.25))) for epoch in range(3)}
+    assert count == 12
+    assert all(not train[i].regularises for portion in batches(train, 1, 0, 1, 0.0) for i in portion)

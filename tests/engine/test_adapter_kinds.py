@@ -176,7 +176,7 @@ def test_trains_goes_on_and_its_file_does_what_the_adapter_did(
         torch.testing.assert_close(output(family, ours, training.job), untouched)
 
     merged = fresh()
-    adapter_files.merge(merged, family, Merged(file, 1.0, True))
+    adapter_files.merge(merged, family, [Merged(file, 1.0, True)])
     torch.testing.assert_close(output(family, merged, training.job), trained, **tolerance)
 
     onward = fresh()  # a training that starts from it
@@ -307,7 +307,7 @@ def test_merged_adapters_are_trained_on_and_left_out_of_the_result(
     run = run_of(recipe_file, models["z_image"], tmp_path / "second", merged, "optimizer.learning_rate=1e-12")
     training = train(run, cached)
     family, denoiser = fresh_of(models, "z_image")
-    adapter_files.merge(denoiser, family, Merged(file, 0.5, True))
+    adapter_files.merge(denoiser, family, [Merged(file, 0.5, True)])
     torch.testing.assert_close(
         output(family, training.denoiser, training.job), output(family, denoiser, training.job), rtol=0, atol=1e-6
     )

@@ -19,6 +19,7 @@ from lorapod.engine.families.base import Expert, PreviewRequest
 from lorapod.engine.noise import draw_levels
 from lorapod.models import BaseModel
 from lorapod.recipe.schema import LoraFormat, Targets, TimestepSampling
+from lorapod.recipe.timesteps import NoiseLevels
 
 CPU, FP32 = torch.device("cpu"), torch.float32
 
@@ -346,8 +347,9 @@ def test_an_experts_noise_levels_are_those_of_the_whole_range_that_fall_to_it(
     sampling: TimestepSampling, lowest: float, highest: float
 ) -> None:
     generator = torch.Generator().manual_seed(0)
-    everything = draw_levels(20_000, sampling, 5.0, generator)
-    own = draw_levels(20_000, sampling, 5.0, generator, lowest, highest)
+    levels = NoiseLevels(sampling, shift=5.0)
+    everything = draw_levels(20_000, levels, generator)
+    own = draw_levels(20_000, levels.within(lowest, highest), generator)
     assert own.min() >= lowest - 1e-6 and own.max() <= highest + 1e-6
     kept = everything[(everything >= lowest) & (everything <= highest)]
     for share in (0.1, 0.5, 0.9):

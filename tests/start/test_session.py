@@ -58,7 +58,8 @@ def test_a_base_model_that_is_here_already_is_proposed_before_one_to_fetch(tmp_p
 
 @pytest.mark.parametrize(
     ("gigabytes", "fits", "too_large"),
-    [(8, [], ["sdxl", "z-image"]), (16, ["sdxl"], ["flux-dev"]), (24, ["z-image-turbo", "wan2.2-ti2v-5b"], ["qwen-image"]),
+    [(6, ["sdxl"], ["wan2.1-t2v-14b"]), (12, ["sdxl", "flux-dev"], ["wan2.2-t2v-a14b"]),
+     (24, ["z-image-turbo", "wan2.2-ti2v-5b", "qwen-image"], []),
      (48, ["flux-dev", "qwen-image", "wan2.2-t2v-a14b"], [])],
 )  # fmt: skip
 def test_base_models_that_do_not_fit_are_listed_with_the_reason(
@@ -69,7 +70,17 @@ def test_base_models_that_do_not_fit_are_listed_with_the_reason(
     assert all(not lacking[name] for name in [*fits, "demo"])
     for name in too_large:
         assert "GB of GPU memory" in lacking[name] and f"has {gigabytes}" in lacking[name]
-    assert session.step("model").question(session).default in [*fits, "demo", "z-image-turbo"]
+    assert session.step("model").question(session).default in [*fits, "z-image-turbo"]
+
+
+def test_a_base_model_whose_weights_must_be_rounded_is_offered_and_says_so(tmp_path: Path) -> None:
+    """And is not what is recommended while another one fits as it is."""
+    session = session_on(tmp_path / "w", gpu(24))
+    (flux,) = [c for c in session.step("model").question(session).choices if c.value == "flux-dev"]
+    assert not flux.lacks and "here with weights rounded to 8 bits" in flux.title
+    assert session.step("model").question(session).default == "z-image-turbo"
+    small = session_on(tmp_path / "small", gpu(8))
+    assert small.step("model").question(small).default == "sdxl"
 
 
 def test_without_a_gpu_only_the_demo_is_offered_and_the_sentence_says_why(tmp_path: Path) -> None:
@@ -80,7 +91,9 @@ def test_without_a_gpu_only_the_demo_is_offered_and_the_sentence_says_why(tmp_pa
     assert "no GPU" in machine_sentence(session.facts) and "demo model" in machine_sentence(session.facts)
     hidden = session_on(tmp_path / "w", Gpus(gpu(24).found, hidden=True))
     assert "CUDA_VISIBLE_DEVICES" in machine_sentence(hidden.facts)
-    assert "FLUX.1-dev" in machine_sentence(session_on(tmp_path / "w", gpu(24)).facts).partition("Too large")[2]
+    rounded = machine_sentence(session_on(tmp_path / "w", gpu(24)).facts).partition("By rounding their weights")[2]
+    assert "FLUX.1-dev" in rounded and "Z-Image" not in rounded
+    assert "14B" in machine_sentence(session_on(tmp_path / "w", gpu(12)).facts).partition("Too large")[2]
 
 
 def test_back_takes_the_last_answer_back_and_proposes_it_again(tmp_path: Path) -> None:

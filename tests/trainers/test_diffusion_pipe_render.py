@@ -146,6 +146,22 @@ def test_a_small_gpu_gets_the_settings_for_24_gigabytes_and_the_persons_own_opti
     assert "blocks_to_swap" not in parsed(rendered("wan2.1-t2v-14b", tmp_path, {"gpu_gigabytes": 80.0}))
 
 
+def test_what_saves_memory_is_what_the_recipe_says(tmp_path: Path) -> None:
+    left_open = parsed(rendered("wan2.1-t2v-14b", tmp_path))
+    assert left_open["model"]["transformer_dtype"] == "float8" and left_open["activation_checkpointing"]
+    given = rendered(
+        "wan2.1-t2v-14b",
+        tmp_path,
+        {"gpu_gigabytes": 24.0},
+        base_model={"quantize": "none"},
+        training={"gradient_checkpointing": "off", "swap_blocks": 12},
+    )
+    config = parsed(given)
+    assert "transformer_dtype" not in config["model"]
+    assert config["activation_checkpointing"] is False and config["blocks_to_swap"] == 12
+    assert "transformer_dtype" in parsed(rendered("z-image", tmp_path, base_model={"quantize": "fp8"}))["model"]
+
+
 def test_targets_are_those_of_the_recipe(tmp_path: Path) -> None:
     assert "exclude_modules" not in parsed(rendered("wan2.1-t2v-14b", tmp_path))["adapter"]
     attention = parsed(rendered("wan2.1-t2v-14b", tmp_path, adapter={"targets": "attention"}))["adapter"]

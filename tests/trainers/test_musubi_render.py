@@ -245,3 +245,30 @@ def test_a_falling_schedule_goes_on_where_it_was(rendered: Render, schedule: str
     worst = max(abs(a - b) for a, b in zip(again, whole[at:], strict=True)) / 1e-4
     assert worst < (1e-6 if schedule == "linear" or not warmup else 0.02)
     assert again[-1] < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ([], {"fp8_base", "fp8_scaled", "gradient_checkpointing"}),
+        (["base_model.quantize=none"], {"gradient_checkpointing"}),
+        (["base_model.quantize=fp8", "training.gradient_checkpointing=off"], {"fp8_base", "fp8_scaled"}),
+        (["training.swap_blocks=20"], {"fp8_base", "fp8_scaled", "gradient_checkpointing", "blocks_to_swap"}),
+    ],
+)
+def test_what_saves_memory_is_what_the_recipe_says(rendered: Render, changes: list[str], wanted: set[str]) -> None:
+    given = options(rendered("wan2.1-t2v-14b", *changes), "train")
+    assert given.keys() & {"fp8_base", "fp8_scaled", "gradient_checkpointing", "blocks_to_swap"} == wanted
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "base_model.quantize=nf4", "training.gradient_checkpointing=selective", "training.memory_gb=20",
+        "training.loss=huber", "training.loss_weighting=cosmap", "training.timestep_mean=1", "training.highest_noise=0.5",
+        "training.timestep_sampling=mode", "datasets.0.regularisation=preserve", "datasets.0.loss_weight=2",
+    ],
+)  # fmt: skip
+def test_what_only_the_builtin_trainer_does_is_refused(rendered: Render, change: str) -> None:
+    with pytest.raises(RequestError, match="builtin"):
+        rendered("wan2.1-t2v-14b", change)

@@ -166,6 +166,35 @@ def render_command(
         typer.echo(f"Note: {note}", err=True)
 
 
+@app.command("timesteps")
+def timesteps_command(
+    context: typer.Context,
+    file: RecipeFile,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="PNG", help="Draw it as a picture too.", show_default=False)
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Show how often each noise level is trained at: 0 is a clean picture, 1 pure noise.
+
+    Low levels teach details, high ones composition. Where the base model's shift depends on the size of the picture, each
+    resolution of the recipe is shown.
+    """
+    from lorapod import recipe as recipes
+    from lorapod.cli.recipe_timesteps import curves_of, draw, histogram
+    from lorapod.files import written_whole
+
+    workspace = context.obj
+    recipe = recipes.load(file, overrides or [], check_paths=False, workspace=workspace)
+    curves = curves_of(recipe, workspace)
+    for name, levels in curves.items():
+        typer.echo(histogram(name, levels))
+    if out is not None:
+        with written_whole(out) as path:
+            draw(curves).save(path, "PNG")
+        typer.echo(f"Wrote {out}")
+
+
 @app.command("import")
 def import_command(
     context: typer.Context,

@@ -78,16 +78,31 @@ class Leftover:
         return f"{self.trainer.value} drops {which}, the same in every epoch, out of: {names}"
 
 
-def batches(train: Sequence[TrainItem], batch_size: int, epoch: int, seed: int) -> list[list[int]]:
+REGULARISATION_SHARE = 0.5
+"""Share of regularisation items of an epoch, where nothing else is said."""
+
+
+def batches(
+    train: Sequence[TrainItem],
+    batch_size: int,
+    epoch: int,
+    seed: int,
+    regularisation_share: float = REGULARISATION_SHARE,
+) -> list[list[int]]:
     """The batches of one epoch, as indices into `train`; the same for the same arguments on every machine.
 
     Each item is in as many batches as it has repeats. All items of a batch share a bucket; where a bucket's items do
     not fill its last batch, that batch is short: nothing is dropped and nothing is seen twice to fill it.
+    Regularisation items are the exception: of each bucket of them an epoch takes as many as make up their share, one
+    after the other through all of them, so that every epoch has the same number of batches.
     """
     rng = random.Random(f"{seed} {epoch}")
     by_bucket: dict[Bucket, list[int]] = {}
     for i, each in enumerate(train):
-        by_bucket.setdefault(each.placement.bucket, []).extend([i] * each.repeats)
+        if not each.regularises:
+            by_bucket.setdefault(each.placement.bucket, []).extend([i] * each.repeats)
+    for bucket, (count, pool) in _regularising(train, regularisation_share).items():
+        by_bucket.setdefault(bucket, []).extend(_next_of(pool, count, epoch, f"{seed} {bucket}"))
     portions: list[list[int]] = []
     for bucket in sorted(by_bucket):
         indices = by_bucket[bucket]
@@ -95,6 +110,42 @@ def batches(train: Sequence[TrainItem], batch_size: int, epoch: int, seed: int) 
         portions += [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
     rng.shuffle(portions)
     return portions
+
+
+def _regularising(train: Sequence[TrainItem], share: float) -> dict[Bucket, tuple[int, list[int]]]:
+    """How many of each bucket's regularisation items an epoch takes, and all of these with their repeats."""
+    pools: dict[Bucket, list[int]] = {}
+    for i, each in enumerate(train):
+        if each.regularises:
+            pools.setdefault(each.placement.bucket, []).extend([i] * each.repeats)
+    others = sum(each.repeats for each in train if not each.regularises)
+    wanted, there = round(others * share / (1 - share)), sum(map(len, pools.values()))
+    counts = {bucket: wanted * len(pool) // there for bucket, pool in pools.items()}
+    by_rest = sorted(pools, key=lambda bucket: (-(wanted * len(pools[bucket]) % there), bucket))
+    for bucket in by_rest[: wanted - sum(counts.values())]:
+        counts[bucket] += 1
+    return {bucket: (counts[bucket], pools[bucket]) for bucket in sorted(pools)}
+
+
+def _next_of(pool: list[int], count: int, epoch: int, seed: str) -> list[int]:
+    """The `count` items of an epoch out of endless rounds through a pool, each round in an order of its own."""
+    taken: list[int] = []
+    order: list[int] = []
+    for place in range(epoch * count, (epoch + 1) * count):
+        turn, index = divmod(place, len(pool))
+        if not taken or index == 0:
+            order = list(pool)
+            random.Random(f"{seed} regularisation {turn}").shuffle(order)
+        taken.append(order[index])
+    return taken
+
+
+def _sightings(train: Sequence[TrainItem], share: float) -> dict[Bucket, int]:
+    """How often an epoch of the built-in trainer sees each bucket."""
+    found = {bucket: sum(each.repeats for each in members) for bucket, members in by_bucket(train).items()}
+    for bucket, (count, pool) in _regularising(train, share).items():
+        found[bucket] += count - len(pool)
+    return found
 
 
 def summary(plan: DataPlan) -> list[BucketSummary]:
@@ -119,7 +170,9 @@ def by_bucket(items: Sequence[TrainItem]) -> dict[Bucket, list[TrainItem]]:
     return found
 
 
-def leftovers(plan: DataPlan, batch_size: int, *, accumulation: int = 1) -> list[Leftover]:
+def leftovers(
+    plan: DataPlan, batch_size: int, *, accumulation: int = 1, regularisation_share: float = REGULARISATION_SHARE
+) -> list[Leftover]:
     """What does not fill a batch in each bucket, with each trainer; nothing where all batches are full.
 
     Args:
@@ -127,22 +180,28 @@ def leftovers(plan: DataPlan, batch_size: int, *, accumulation: int = 1) -> list
         accumulation: Forward passes an optimizer step, times GPUs; diffusion-pipe cuts to whole steps.
     """
     found: list[Leftover] = []
+    seen = _sightings(plan.train, regularisation_share)
     for trainer in TrainerName:
         dropped = trainer is TrainerName.DIFFUSION_PIPE
         whole = batch_size * accumulation if dropped else batch_size
         for bucket, members in _portions(plan, trainer):
-            of = sum(each.repeats for each in members)
+            of = seen[bucket] if trainer is TrainerName.BUILTIN else sum(each.repeats for each in members)
             if of % whole:
                 fate = Fate.DROPPED if dropped else Fate.SHORT_BATCH
                 found.append(Leftover(trainer, fate, bucket, of % whole, of, tuple(members)))
     return found
 
 
-def batches_per_epoch(plan: DataPlan, batch_size: int, *, accumulation: int = 1) -> dict[TrainerName, int]:
+def batches_per_epoch(
+    plan: DataPlan, batch_size: int, *, accumulation: int = 1, regularisation_share: float = REGULARISATION_SHARE
+) -> dict[TrainerName, int]:
     """Forward passes an epoch with each trainer. Arguments as of `leftovers`."""
     counts: dict[TrainerName, int] = {}
     for trainer in TrainerName:
-        sizes = [sum(each.repeats for each in members) for _, members in _portions(plan, trainer)]
+        if trainer is TrainerName.BUILTIN:
+            sizes = list(_sightings(plan.train, regularisation_share).values())
+        else:
+            sizes = [sum(each.repeats for each in members) for _, members in _portions(plan, trainer)]
         if trainer is TrainerName.DIFFUSION_PIPE:
             counts[trainer] = sum(size // (batch_size * accumulation) * accumulation for size in sizes)
         else:

@@ -23,7 +23,7 @@ from lorapod.data.names import shown
 from lorapod.data.scan import Item, Progress, Scan, scan
 from lorapod.data.walk import Problem, Severity
 from lorapod.errors import DatasetError
-from lorapod.recipe.schema import DatasetSection
+from lorapod.recipe.schema import DatasetSection, Regularisation
 
 if TYPE_CHECKING:
     from lorapod.data.windows import Window
@@ -53,6 +53,7 @@ class TrainItem:
         repeats: How many times it is seen in an epoch.
         caption_dropout: Share of the times that it is seen with an empty caption.
         window: Which stretch of a clip it is; None for a picture.
+        regularises: Whether it is of a regularisation dataset, of which an epoch takes a set share.
     """
 
     dataset: int
@@ -62,6 +63,7 @@ class TrainItem:
     repeats: int
     caption_dropout: float
     window: Window | None = None
+    regularises: bool = False
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,7 @@ def plan_dataset(
                     section.repeats * item.repeats,
                     section.caption_dropout,
                     window,
+                    section.regularisation is not Regularisation.NONE,
                 )
                 if item.sha256 in held_out:
                     plain = _composed(_written(item, section)[0], section)

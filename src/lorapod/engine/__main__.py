@@ -68,7 +68,8 @@ def run(arguments: argparse.Namespace, stopped: StopSignal) -> int:
         raise OutOfMemoryError(
             "The GPU ran out of memory",
             str(error).split(". ")[0] + ".",
-            "Set `training.gradient_checkpointing = true`, a smaller `training.batch_size` or smaller `resolutions`.",
+            "Set `training.memory_gb` below what the GPU has, so that more is saved, or take a smaller "
+            "`training.batch_size` or smaller `resolutions`.",
         ) from error
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lorapod.engine.adapter_layers import PARTS, FileLayer, Parts, changed, fits
+from lorapod.engine.adapter_layers import PARTS, FileLayer, Parts, changed, device_of, fits
 from lorapod.engine.families import Family, NamesLayers
+from lorapod.engine.quantised import QuantisedLinear, put_weight
 from lorapod.engine.weights import StoredWeights
 from lorapod.errors import AdapterError
 
@@ -111,38 +112,55 @@ def _linear_for(denoiser: nn.Module, file: AdapterFile) -> dict[str, nn.Linear]:
 
 
 @torch.no_grad()
-def merge(denoiser: nn.Module, family: Family, merged: Merged) -> None:
-    """Changes the frozen weights by a file, computed in float32.
+def merge(
+    denoiser: nn.Module,
+    family: Family,
+    merged: Sequence[Merged],
+    stored: StoredWeights | None = None,
+    undo: Sequence[Path] = (),
+) -> None:
+    """Changes the frozen weights by files, one after the other, computed in float32.
+
+    Args:
+        stored: The weights on disk, for layers that are quantised here and for `undo`: what is there is changed and only
+            then held in few bits.
+        undo: Files that were merged before, whose layers start from what is on disk.
 
     Raises:
         AdapterError: Damaged, or made for another model.
     """
-    file = read_adapter(merged.path, family)
-    for module, layer in _linear_for(denoiser, file).items():
-        weight = layer.weight.float()
-        change = changed(weight, file.layers[module], file.alphas.get(module)) - weight
-        layer.weight.copy_((weight + merged.strength * change).to(layer.weight.dtype))
-
-
-@torch.no_grad()
-def restore(denoiser: nn.Module, family: Family, paths: Sequence[Path], stored: StoredWeights) -> None:
-    """Puts back the weights, as they are on disk, of the layers that the files at `paths` were merged into."""
-    files = [read_adapter(path, family) for path in paths]
-    layers = {module: layer for file in files for module, layer in _linear_for(denoiser, file).items()}
-    with stored:
+    files = [(read_adapter(each.path, family), each.strength) for each in merged]
+    files += [(read_adapter(path, family), 0.0) for path in undo]
+    layers = {module: layer for file, _ in files for module, layer in _linear_for(denoiser, file).items()}
+    from_disk = {m for path in undo for m in read_adapter(path, family).layers}
+    with stored or nullcontext():
         for module, layer in layers.items():
-            layer.weight.copy_(stored.read(f"{module}.weight", layer.weight))
+            held = layer.weight
+            if stored and (module in from_disk or isinstance(layer, QuantisedLinear)):
+                held = stored.read(f"{module}.weight", held)
+            weight = held.float()
+            for file, strength in files:
+                if strength and module in file.layers:
+                    weight = weight + strength * (
+                        changed(weight, file.layers[module], file.alphas.get(module)) - weight
+                    )
+            put_weight(layer, weight)
 
 
-def add_lora_file(denoiser: nn.Module, family: Family, path: Path) -> None:
+def add_lora_file(denoiser: nn.Module, family: Family, path: Path, device: torch.device | None = None) -> None:
     """Puts an adapter file of any kind, rank and layers on the denoiser.
+
+    Args:
+        device: Where its tensors are; default: where each layer is.
 
     Raises:
         AdapterError: Damaged, or made for another model.
     """
     file = read_adapter(path, family)
     for module, layer in _linear_for(denoiser, file).items():
-        replace_layer(denoiser, module, FileLayer(layer, file.layers[module], file.alphas.get(module)))
+        replace_layer(
+            denoiser, module, FileLayer(layer, file.layers[module], file.alphas.get(module), device or device_of(layer))
+        )
 
 
 def replace_layer(denoiser: nn.Module, name: str, layer: nn.Module) -> None:

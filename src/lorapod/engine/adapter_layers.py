@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lorapod.engine.quantised import QuantisedLinear, frozen_linear
 from lorapod.recipe.schema import AdapterKind
 
 PARTS = {
@@ -99,6 +100,16 @@ def rotations(blocks: Tensor) -> Tensor:
     return torch.linalg.solve(one - skew, one + skew)  # the two commute, so that left and right are the same
 
 
+def device_of(layer: nn.Linear) -> torch.device:
+    """Where a layer's weights are."""
+    return next(layer.parameters()).device
+
+
+def without_bias(layer: nn.Linear, x: Tensor) -> Tensor:
+    """W x of a frozen layer."""
+    return frozen_linear(x, layer, None) if isinstance(layer, QuantisedLinear) else functional.linear(x, layer.weight)
+
+
 class OftLayer(nn.Module):  # type: ignore[misc]
     """A linear layer whose output is turned: R^T (W x) + bias. It starts as the layer itself.
 
@@ -109,12 +120,15 @@ class OftLayer(nn.Module):  # type: ignore[misc]
     def __init__(self, base_layer: nn.Linear, side: int) -> None:
         super().__init__()
         self.base_layer = base_layer
+        self._disable_adapters = False  # as peft's layers call it
         rows = base_layer.out_features
         side = next(n for n in range(min(side, rows), 0, -1) if rows % n == 0)
-        self.oft_blocks = nn.Parameter(torch.zeros(rows // side, side, side, device=base_layer.weight.device))
+        self.oft_blocks = nn.Parameter(torch.zeros(rows // side, side, side, device=device_of(base_layer)))
 
     def forward(self, x: Tensor) -> Tensor:
-        plain = functional.linear(x, self.base_layer.weight)  # (…, o)
+        if self._disable_adapters:
+            return self.base_layer(x)
+        plain = without_bias(self.base_layer, x)  # (…, o)
         with torch.autocast(x.device.type, enabled=False):
             turning = rotations(self.oft_blocks.float())
             blocks = plain.float().unflatten(-1, turning.shape[:2])  # (…, n, b)
@@ -126,11 +140,11 @@ class OftLayer(nn.Module):  # type: ignore[misc]
 class FileLayer(nn.Module):  # type: ignore[misc]
     """A linear layer with what a file adds to it, at any strength: W x + strength (W' - W) x, as ComfyUI interpolates."""
 
-    def __init__(self, base_layer: nn.Linear, parts: Parts, alpha: float | None) -> None:
+    def __init__(self, base_layer: nn.Linear, parts: Parts, alpha: float | None, device: torch.device) -> None:
         super().__init__()
         self.base_layer, self.alpha, self.strength = base_layer, alpha, 1.0
         for name, tensor in parts.items():
-            self.register_buffer(name, tensor.to(base_layer.weight.device), persistent=False)
+            self.register_buffer(name, tensor.to(device), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         plain = self.base_layer(x)

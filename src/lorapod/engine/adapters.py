@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -28,8 +29,18 @@ from lorapod.recipe.schema import AdapterKind, AdapterSection, Targets
 NAME = "default"
 
 
-def add_adapter(denoiser: nn.Module, family: Family, section: AdapterSection, alpha: float, seed: int) -> None:
+def add_adapter(
+    denoiser: nn.Module,
+    family: Family,
+    section: AdapterSection,
+    alpha: float,
+    seed: int,
+    device: torch.device | None = None,
+) -> None:
     """Puts a fresh adapter, in float32, on the denoiser's target layers. The model is unchanged by it.
+
+    Args:
+        device: Where the adapter is; default: where its layers are, of which some may wait on the host.
 
     Raises:
         AdapterError: A pattern of `adapter.targets` fits no layer.
@@ -42,7 +53,7 @@ def add_adapter(denoiser: nn.Module, family: Family, section: AdapterSection, al
     else:
         denoiser.add_adapter(_config(section, alpha, "|".join(map(re.escape, names))), adapter_name=NAME)
     for parameter in adapter_parameters(denoiser):
-        parameter.data = parameter.data.float()
+        parameter.data = parameter.data.to(device, torch.float32)
 
 
 def _config(section: AdapterSection, alpha: float, targets: str) -> PeftConfig:
@@ -65,7 +76,7 @@ def _config(section: AdapterSection, alpha: float, targets: str) -> PeftConfig:
         use_rslora=section.kind is AdapterKind.RSLORA,
         use_dora=section.kind is AdapterKind.DORA,
     )
-    config._register_custom_module({nn.Linear: FusedLinear})
+    config._register_custom_module({nn.Linear: FusedLinear})  # quantised layers are linear ones too
     return config
 
 
@@ -104,6 +115,19 @@ def _nearest(pattern: str, names: list[str]) -> list[str]:
     plain = re.sub(r"\d+", "0", pattern.replace("*", ""))
     found = difflib.get_close_matches(plain, kinds, n=3, cutoff=0.0)
     return [kinds[kind] for kind in found]
+
+
+@contextmanager
+def switched_off(denoiser: nn.Module) -> Iterator[None]:
+    """The denoiser without its adapter inside the block, without gradients of it being asked for or not."""
+    layers = [layer for _, layer in layers_of(denoiser)]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
 
 
 def layers_of(denoiser: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from lorapod.engine.job import Job
 from lorapod.engine.masks import weighed
 from lorapod.engine.noise import draw_levels, generator_for
 from lorapod.errors import TrainingError
+from lorapod.recipe.schema import Regularisation
+from lorapod.recipe.timesteps import NoiseLevels
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Batch:
         noise_level: (b,), 1 is pure noise.
         items: Whatever else is cached of each item.
         texts: What the denoiser is told, one an item.
+        weights: How much each item's loss counts; empty: all alike.
+        preserved: Places in the batch of items whose target is what the base model makes of them.
     """
 
     latents: Tensor
@@ -35,6 +39,22 @@ class Batch:
     noise_level: Tensor
     items: list[Conditions]
     texts: list[Conditions]
+    weights: tuple[float, ...] = ()
+    preserved: tuple[int, ...] = ()
+
+    def part(self, places: Sequence[int]) -> Batch:
+        """Some of its items."""
+        chosen = torch.tensor(places, device=self.latents.device)
+        return replace(
+            self,
+            latents=self.latents[chosen],
+            noise=self.noise[chosen],
+            noise_level=self.noise_level[chosen],
+            items=[self.items[i] for i in places],
+            texts=[self.texts[i] for i in places],
+            weights=tuple(self.weights[i] for i in places) if self.weights else (),
+            preserved=(),
+        )
 
     def to(self, device: torch.device) -> Batch:
         return self if device.type == "cpu" else self._each(lambda value: value.to(device, non_blocking=True))
@@ -44,12 +64,13 @@ class Batch:
         return self._each(Tensor.pin_memory)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        return Batch(
-            change(self.latents),
-            change(self.noise),
-            change(self.noise_level),
-            [{name: change(value) for name, value in item.items()} for item in self.items],
-            [{name: change(value) for name, value in text.items()} for text in self.texts],
+        return replace(
+            self,
+            latents=change(self.latents),
+            noise=change(self.noise),
+            noise_level=change(self.noise_level),
+            items=[{name: change(value) for name, value in item.items()} for item in self.items],
+            texts=[{name: change(value) for name, value in text.items()} for text in self.texts],
         )
 
 
@@ -105,12 +126,14 @@ class Batches:
         entries = [self.latents(item) for item in chosen]
         latents = torch.stack([_drawn(entry, generator) for entry in entries])
         noise = _normal(latents, generator)
-        sampling, shift, expert = self.recipe.timestep_sampling, shift_of(self.job, latents), self.expert_of(number)
-        levels = draw_levels(len(chosen), sampling, shift, generator, expert.lowest, expert.highest)
+        levels = draw_levels(len(chosen), levels_of(self.job, latents, self.expert_of(number)), generator)
         texts = [self.text(self._caption(item, epoch, generator)) for item in chosen]
         if self.recipe.first_frame_share and latents.shape[2] > 1:
             entries = [self._perhaps_begun(entry, generator) for entry in entries]
-        return Batch(latents, noise, levels, entries, texts)
+        sections = [self.job.recipe.datasets[item.dataset] for item in chosen]
+        weights = tuple(section.loss_weight for section in sections)
+        preserved = tuple(i for i, each in enumerate(sections) if each.regularisation is Regularisation.PRESERVE)
+        return Batch(latents, noise, levels, entries, texts, weights if set(weights) != {1.0} else (), preserved)
 
     def latents(self, item: TrainItem) -> Conditions:
         entry = self.job.latents_cache.get(self._keys[id(item)])
@@ -138,16 +161,18 @@ class Batches:
 
     def _of_epoch(self, epoch: int) -> list[list[int]]:
         if epoch not in self._epochs:
-            self._epochs = {epoch: batches(self.job.data.train, self.recipe.batch_size, epoch, self.recipe.seed)}
+            recipe = self.recipe
+            portions = batches(self.job.data.train, recipe.batch_size, epoch, recipe.seed, recipe.regularisation_share)
+            self._epochs = {epoch: portions}
         return self._epochs[epoch]
 
 
-def shift_of(job: Job, latents: Tensor) -> float:
-    """How far noise levels are shifted for latents (..., h, w): the recipe's shift, times the base model's for the size."""
-    shift = job.recipe.training.timestep_shift
+def levels_of(job: Job, latents: Tensor, expert: Expert) -> NoiseLevels:
+    """What noise levels are drawn from for latents (..., h, w) with an expert."""
+    shift = 1.0
     if job.recipe.training.resolution_shift and isinstance(job.family, ShiftsByResolution):
-        shift *= job.family.resolution_shift(tuple(latents.shape))
-    return shift
+        shift = job.family.resolution_shift(tuple(latents.shape))
+    return NoiseLevels.of(job.recipe.training, shift).within(expert.lowest, expert.highest)
 
 
 def _drawn(entry: Conditions, generator: torch.Generator) -> Tensor:

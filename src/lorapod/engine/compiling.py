@@ -20,6 +20,7 @@ from torch import nn
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
+from lorapod.engine.blocks import blocks_of
 from lorapod.engine.output import emit
 
 COMPILER_ERRORS = (TorchDynamoException, FailOnRecompileLimitHit)
@@ -49,8 +50,7 @@ class CompiledBlocks:
     """
 
     def __init__(self, denoiser: nn.Module, cache: Path) -> None:
-        kinds = set(getattr(denoiser, "_repeated_blocks", None) or ())
-        self.blocks = [module for module in denoiser.modules() if type(module).__name__ in kinds]
+        self.blocks = list(blocks_of(denoiser).values())
         self.active = bool(self.blocks)
         if not self.blocks:
             self._report(f"{type(denoiser).__name__} names no repeated blocks")
@@ -69,8 +69,6 @@ class CompiledBlocks:
         if not self.active:
             return
         self.active = False
-        for block in self.blocks:
-            block._compiled_call_impl = None
         self._report(next((line for line in str(error).splitlines() if line.strip()), type(error).__name__))
 
     def _guarded(self, plain: Callable[..., Any]) -> Callable[..., Any]:

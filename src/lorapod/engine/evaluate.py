@@ -1,7 +1,9 @@
 """The evaluation loss: held-out items at fixed noise and fixed quantiles of the noise level.
 
 Noise follows from the item and the quantile, not from the recipe's seed, so curves of different runs on the same items
-can be laid over each other. Captions are the items' own, without dropout.
+can be laid over each other. Captions are the items' own, without dropout. It is the plain mean square whatever the recipe
+trains with: neither the kind of loss nor weights of levels and datasets count, only masks do. Regularisation datasets have
+lines of their own.
 """
 
 from __future__ import annotations
@@ -10,10 +12,12 @@ import torch
 from torch import nn
 
 from lorapod.data import TrainItem
-from lorapod.engine.batches import Batch, Batches, shift_of
+from lorapod.engine.batches import Batch, Batches, levels_of
 from lorapod.engine.families import Expert
 from lorapod.engine.job import Job
-from lorapod.engine.noise import from_quantiles, generator_for, within
+from lorapod.engine.losses import Answer, squared_error
+from lorapod.engine.noise import at_quantiles, generator_for
+from lorapod.recipe.schema import Regularisation
 
 
 class Evaluation:
@@ -23,6 +27,7 @@ class Evaluation:
         self.job, self.expert = job, expert
         recipe = job.recipe
         self.sets: dict[str, list[Batch]] = {}
+        self.regularising: set[str] = set()
         for index, section in enumerate(recipe.datasets):
             held_out = [item for item in job.data.validation if item.dataset == index]
             chosen = held_out[: recipe.evaluation.max_items]
@@ -31,15 +36,14 @@ class Evaluation:
                 if name in self.sets:
                     name = f"{name} ({index + 1})"
                 self.sets[name] = [self._batch(item, source) for item in chosen]
+                if section.regularisation is not Regularisation.NONE:
+                    self.regularising.add(name)
 
     def _batch(self, item: TrainItem, source: Batches) -> Batch:
-        training, count = self.job.recipe.training, self.job.recipe.evaluation.quantiles
+        count = self.job.recipe.evaluation.quantiles
         u = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-        expert = self.expert
         entry, text = source.latents(item), source.text(item.captions[0])
-        shift = shift_of(self.job, entry["mean"])
-        u = within(u, expert.lowest, expert.highest, training.timestep_sampling, shift)
-        levels = from_quantiles(u, training.timestep_sampling, shift).float()
+        levels = at_quantiles(u, levels_of(self.job, entry["mean"], self.expert))
         generator = generator_for("evaluation", item.item.sha256, list(item.placement.resize_to))
         latents = entry["mean"].expand(count, *entry["mean"].shape)
         noise = torch.randn(latents.shape, generator=generator)
@@ -62,7 +66,12 @@ class Evaluation:
         return loss_of(self.job, denoiser, batch.to(self.job.device))
 
 
-def loss_of(job: Job, denoiser: nn.Module, batch: Batch) -> torch.Tensor:
-    """Loss of each item of a batch on the job's device and in its precision, (b,)."""
+def answer_to(job: Job, denoiser: nn.Module, batch: Batch) -> Answer:
+    """What a denoiser says of a batch, on the job's device and in its precision."""
     with torch.autocast(job.device.type, job.dtype, enabled=job.dtype is not torch.float32):
-        return job.family.loss(denoiser, batch.latents, batch.noise, batch.noise_level, batch.items, batch.texts)
+        return job.family.answer(denoiser, batch.latents, batch.noise, batch.noise_level, batch.items, batch.texts)
+
+
+def loss_of(job: Job, denoiser: nn.Module, batch: Batch) -> torch.Tensor:
+    """Mean squared error of each item of a batch, (b,)."""
+    return squared_error(answer_to(job, denoiser, batch))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +18,14 @@ from torch import Tensor, nn
 
 from lorapod.engine import adapter_files, adapters
 from lorapod.engine.adapter_files import Merged
+from lorapod.engine.blocks import FULLY, Keeping
 from lorapod.engine.families import Expert, Family, SamplesByExperts
 from lorapod.engine.job import Job
 from lorapod.engine.previews import Previews
+from lorapod.engine.swapping import swap
+from lorapod.engine.weights import stored_weights
 from lorapod.errors import AdapterError
+from lorapod.recipe.schema import Quantization
 
 _EXPERT_IN_NAME = re.compile(r"(-high|-low)(?=$|-step\d+|-comfyui|-diffusers)")
 """What `engine.export` puts into a file's name."""
@@ -92,6 +96,22 @@ def merged_into(expert: Expert, merged: Merged) -> Merged:
     return replace(merged, path=own) if own else merged
 
 
+def merge_adapters(
+    job: Job,
+    denoiser: nn.Module,
+    expert: Expert,
+    merged: Sequence[Merged],
+    undo: Sequence[Merged] = (),
+    keeping: Keeping = FULLY,
+) -> None:
+    """Merges adapters into an expert's frozen weights, in place of those of `undo`."""
+    stored = None
+    if undo or keeping.quantize is not Quantization.NONE:
+        stored = stored_weights(job.base, expert.component, job.family.denoiser_naming(denoiser.config))
+    paths = [merged_into(expert, each).path for each in undo]
+    adapter_files.merge(denoiser, job.family, [merged_into(expert, each) for each in merged], stored, paths)
+
+
 def sample_in_turns(
     job: Job, previews: Previews, turn: Callable[[Expert], AbstractContextManager[nn.Module]]
 ) -> list[Tensor]:
@@ -112,16 +132,16 @@ def sample_in_turns(
 
 
 @contextmanager
-def lent(job: Job, expert: Expert, adapter: dict[str, Tensor] | None) -> Iterator[nn.Module]:
+def lent(job: Job, expert: Expert, adapter: dict[str, Tensor] | None, keeping: Keeping) -> Iterator[nn.Module]:
     """An expert that is not being trained, with its finished adapter if it has one; empty after the block."""
     family: Family = job.family
-    denoiser = family.load_denoiser(job.base, expert, job.device, job.dtype)
-    for merged in job.merged_adapters:
-        if merged.in_previews:
-            adapter_files.merge(denoiser, family, merged_into(expert, merged))
+    denoiser = family.load_denoiser(job.base, expert, job.device, job.dtype, keeping)
+    if keeping.swapped:
+        swap(denoiser, keeping.swapped, job.device)
+    merge_adapters(job, denoiser, expert, [each for each in job.merged_adapters if each.in_previews], keeping=keeping)
     if adapter is not None:
         recipe = job.recipe
-        adapters.add_adapter(denoiser, family, recipe.adapter, recipe.alpha, recipe.training.seed)
+        adapters.add_adapter(denoiser, family, recipe.adapter, recipe.alpha, recipe.training.seed, job.device)
         adapters.load_adapter_tensors(denoiser, adapter, Path(f"{recipe.name}{expert.suffix}"))
     try:
         yield denoiser

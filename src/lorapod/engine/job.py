@@ -23,7 +23,7 @@ from lorapod.errors import DatasetError, RequestError
 from lorapod.files import sha256_of
 from lorapod.models import BaseModel, find_base_model, find_training_adapter
 from lorapod.recipe import Recipe
-from lorapod.recipe.schema import ExpertChoice, LoraFormat, Precision, Targets
+from lorapod.recipe.schema import ExpertChoice, LoraFormat, LossWeighting, Precision, Targets
 from lorapod.workspace import Workspace
 
 _TEXT_PARTS = ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2")
@@ -104,6 +104,13 @@ class Job:
                 "This base model is not trained with Min-SNR weights",
                 "`training.min_snr_gamma` is for SDXL; flow-matching models weigh noise levels by how often they are drawn.",
                 "Leave it out.",
+            )
+        debiased, diffusion = training.loss_weighting is LossWeighting.DEBIASED, isinstance(self.family, WeighsBySnr)
+        if training.loss_weighting is not LossWeighting.NONE and debiased != diffusion:
+            raise RequestError(
+                f"This base model is not trained with the weighting {training.loss_weighting.value}",
+                "`debiased` is for SDXL, the others are for flow-matching models.",
+                "Leave `training.loss_weighting` out.",
             )
         self._refuse_adapter()
         for format in self.recipe.saving.formats:

@@ -10,17 +10,20 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lorapod.data.grid import draw_grid
 from lorapod.engine import adapter_files
+from lorapod.engine.blocks import Keeping
 from lorapod.engine.clips import strip_of
 from lorapod.engine.experts import free_memory, renamed_for
 from lorapod.engine.families import Expert, SamplesByExperts, TakesFirstFrame
 from lorapod.engine.job import Job
+from lorapod.engine.memory import MemoryPlanner
 from lorapod.engine.output import emit
 from lorapod.engine.prepare import prepare_first_frames
 from lorapod.engine.previews import Previews, decode_all
+from lorapod.engine.swapping import swap
 from lorapod.engine.train import load_denoiser
 from lorapod.errors import AdapterError, RequestError
 from lorapod.files import written_whole
@@ -93,16 +96,23 @@ def _prepare(job: Job, prompts: list[str]) -> None:
     free_memory()
 
 
+def _denoiser(job: Job, expert: Expert, keeping: Keeping) -> nn.Module:
+    denoiser = load_denoiser(job, expert, keeping)
+    if keeping.swapped:
+        swap(denoiser, keeping.swapped, job.device)
+    return denoiser
+
+
 def _has_text(job: Job, text: str) -> bool:
     return job.text_cache.has(job.text_key(text))
 
 
 def _by_strength(job: Job, previews: Previews, files: dict[Expert, Path], strengths: list[float]) -> list[list[Tensor]]:
     """Latents of every row at each strength; of several experts one is in memory at a time."""
-    family = job.family
+    family, keeping = job.family, MemoryPlanner(job).plan_drawing()
     if not isinstance(family, SamplesByExperts) or len(job.family.experts) == 1:
-        denoiser = load_denoiser(job, job.family.experts[0])
-        adapter_files.add_lora_file(denoiser, job.family, files[job.family.experts[0]])
+        denoiser = _denoiser(job, job.family.experts[0], keeping)
+        adapter_files.add_lora_file(denoiser, job.family, files[job.family.experts[0]], job.device)
         latents = []
         for done, strength in enumerate(strengths, 1):
             with adapter_files.scaled(denoiser, strength):
@@ -113,9 +123,9 @@ def _by_strength(job: Job, previews: Previews, files: dict[Expert, Path], streng
         [family.begin(job.base, previews.request(*row), job.device) for row in previews.pairs] for _ in strengths
     ]
     for number, expert in enumerate(job.family.experts, 1):
-        denoiser = load_denoiser(job, expert)
+        denoiser = _denoiser(job, expert, keeping)
         if expert in files:
-            adapter_files.add_lora_file(denoiser, job.family, files[expert])
+            adapter_files.add_lora_file(denoiser, job.family, files[expert], job.device)
         for strength, column in zip(strengths, samplings, strict=True):
             with adapter_files.scaled(denoiser, strength), previews.drawing(denoiser):
                 for sampling in column:

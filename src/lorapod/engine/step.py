@@ -7,25 +7,47 @@ gradients are dropped and its draws repeated, so nothing of the failed attempt i
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain, islice
 
 import torch
 from torch import Tensor, nn
 
+from lorapod.engine import adapters
 from lorapod.engine.batches import Batch
 from lorapod.engine.compiling import COMPILER_ERRORS, CompiledBlocks
-from lorapod.engine.evaluate import loss_of
+from lorapod.engine.evaluate import answer_to
 from lorapod.engine.families import WeighsBySnr
 from lorapod.engine.job import Job
+from lorapod.engine.losses import loss_of_kind, weight_of_level
+from lorapod.recipe.schema import LossWeighting
 
 
 def weighted_loss(job: Job, denoiser: nn.Module, batch: Batch) -> Tensor:
     """What is learnt from a batch, a scalar. Evaluation weighs all alike, so that its curves can be compared."""
-    losses = loss_of(job, denoiser, batch)
-    gamma = job.recipe.training.min_snr_gamma
-    if gamma and isinstance(job.family, WeighsBySnr):
-        losses = losses * job.family.min_snr_weight(batch.noise_level, gamma)
+    training, level = job.recipe.training, batch.noise_level
+    answer = answer_to(job, denoiser, batch)
+    if batch.preserved:
+        answer = replace(answer, target=preserved_target(job, denoiser, batch, answer.target))
+    noise_to_signal = job.family.noise_to_signal(level)
+    losses = loss_of_kind(answer, training, noise_to_signal, level)
+    if training.min_snr_gamma and isinstance(job.family, WeighsBySnr):
+        losses = losses * job.family.min_snr_weight(level, training.min_snr_gamma)
+    if training.loss_weighting is not LossWeighting.NONE:
+        losses = losses * weight_of_level(training.loss_weighting, noise_to_signal, level)
+    if batch.weights:
+        losses = losses * torch.tensor(batch.weights, device=losses.device)
     return losses.mean()
+
+
+@torch.no_grad()
+def preserved_target(job: Job, denoiser: nn.Module, batch: Batch, target: Tensor) -> Tensor:
+    """The target (b, c, f, h, w) with what the denoiser says without its adapter in the places that are preserved."""
+    with adapters.switched_off(denoiser):
+        said = answer_to(job, denoiser, batch.part(batch.preserved)).predicted
+    target = target.clone()
+    target[list(batch.preserved)] = said.to(target.dtype)
+    return target
 
 
 def optimizer_step(

@@ -19,11 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from lorapod import recipe as recipes
-from lorapod.engine import adapter_files, adapters
+from lorapod.engine import adapters
 from lorapod.engine.adapter_files import Merged
 from lorapod.engine.averages import Average
 from lorapod.engine.batches import Batches
+from lorapod.engine.blocks import Keeping
 from lorapod.engine.checkpoint import Place, checkpoints_in, load_checkpoint, read_place, save_checkpoint
+from lorapod.engine.checkpointing import enable_checkpointing
 from lorapod.engine.compiling import CompiledBlocks, wants_compiling
 from lorapod.engine.evaluate import Evaluation
 from lorapod.engine.experts import (
@@ -32,20 +34,24 @@ from lorapod.engine.experts import (
     file_for,
     free_memory,
     lent,
-    merged_into,
+    merge_adapters,
     sample_in_turns,
     take_frozen,
 )
 from lorapod.engine.export import write_lora
 from lorapod.engine.families import Expert
 from lorapod.engine.job import Job
+from lorapod.engine.memory import MemoryPlanner, off_the_estimate
 from lorapod.engine.optimizers import build_optimizer, rate_at, weights_for_use
 from lorapod.engine.output import emit
 from lorapod.engine.previews import Previews
 from lorapod.engine.step import optimizer_step
-from lorapod.engine.weights import stored_weights
+from lorapod.engine.swapping import swap
 from lorapod.errors import NonFiniteLossError
 from lorapod.files import sha256_of
+
+_SETTLED = 5
+"""Steps after which the peak of memory has been seen, of sizes that came so far."""
 
 REPORT_SECONDS = 0.25
 REPORT_SECONDS_ON_GPU = 1.0
@@ -62,6 +68,7 @@ class Training:
         self.batches = Batches(job)
         self.total = self.batches.total_steps
         self.previews = Previews(job)
+        self.memory = MemoryPlanner(job, job.data.train).plan()
         self.digest = self._digest()
         self.step = 0
         self.saved_step = -1
@@ -71,18 +78,20 @@ class Training:
         """Loads an expert (a base model's only denoiser, mostly) with a fresh adapter and optimizer."""
         job, recipe = self.job, self.recipe
         self.expert = expert
-        self.denoiser = load_denoiser(job, expert)
+        self.denoiser = load_denoiser(job, expert, self.memory.keeping)
         self.merge_adapters(job.merged_adapters)
-        adapters.add_adapter(self.denoiser, job.family, recipe.adapter, recipe.alpha, recipe.training.seed)
+        adapters.add_adapter(self.denoiser, job.family, recipe.adapter, recipe.alpha, recipe.training.seed, job.device)
         if recipe.adapter.continue_from:
             file = file_for(expert, job.experts, recipe.adapter.continue_from)
             adapters.continue_from(self.denoiser, job.family, file)
-        if recipe.training.gradient_checkpointing:
-            self.denoiser.enable_gradient_checkpointing()
+        enable_checkpointing(self.denoiser, self.memory.checkpointing)
         self.compiled = None
         if wants_compiling(recipe.training.compile, job.device):
             self.compiled = CompiledBlocks(self.denoiser, job.workspace.cache / "compiled")
         self.parameters = adapters.adapter_parameters(self.denoiser)
+        self.swapped = None
+        if self.memory.keeping.swapped:
+            self.swapped = swap(self.denoiser, self.memory.keeping.swapped, job.device)
         self.average = Average(adapters.adapter_tensors(self.denoiser), recipe.adapter.ema_decay)
         self.optimizer = build_optimizer(recipe.optimizer, self.parameters)
         self.evaluation = Evaluation(job, self.batches, expert)
@@ -118,7 +127,15 @@ class Training:
             with self.weights_for_use():
                 self.finished[self.expert.suffix] = adapter_copy(self.denoiser)
             following = self.job.experts[self.job.experts.index(self.expert) + 1]
-            del self.denoiser, self.compiled, self.optimizer, self.parameters, self.average, self.evaluation
+            del (
+                self.denoiser,
+                self.compiled,
+                self.swapped,
+                self.optimizer,
+                self.parameters,
+                self.average,
+                self.evaluation,
+            )
             free_memory()
             self.begin(following)
         return False
@@ -129,7 +146,7 @@ class Training:
             self.evaluate()
             if self.step == 0 and self.recipe.previews.at_start:
                 self.preview()
-        accumulation = self.recipe.training.accumulation
+        accumulation, started = self.recipe.training.accumulation, self.step
         upcoming = self.batches.from_number(self.step * accumulation, (self.last_step - self.step) * accumulation)
         self.denoiser.train()
         pending: list[Tensor] = []
@@ -156,6 +173,8 @@ class Training:
             self.step += 1
             self.average.update(self.step - self.first_step)
             spent = time.perf_counter() - began
+            if self.step - started == _SETTLED and (said := off_the_estimate(self.memory, peak_bytes(self.job.device))):
+                emit("info", message=said)
             if spent >= report_after or self.step in (1, self.last_step) or self.is_due():
                 self.report(pending, rate, spent * accumulation / len(pending))
                 pending = []
@@ -167,10 +186,9 @@ class Training:
         """Whether something is done after this step."""
         return any(every and self.step % every == 0 for every in self._intervals())
 
-    def merge_adapters(self, merged: Sequence[Merged]) -> None:
-        """Merges adapters into the frozen weights."""
-        for each in merged:
-            adapter_files.merge(self.denoiser, self.job.family, merged_into(self.expert, each))
+    def merge_adapters(self, merged: Sequence[Merged], undo: Sequence[Merged] = ()) -> None:
+        """Merges adapters into the frozen weights, in place of those of `undo`."""
+        merge_adapters(self.job, self.denoiser, self.expert, merged, undo, self.memory.keeping)
 
     @contextmanager
     def base_for_previews(self) -> Iterator[None]:
@@ -182,19 +200,11 @@ class Training:
         if all(each.in_previews for each in merged):
             yield
             return
-        self._merge_anew([each for each in merged if each.in_previews])
+        self.merge_adapters([each for each in merged if each.in_previews], undo=merged)
         try:
             yield
         finally:
-            self._merge_anew(merged)
-
-    def _merge_anew(self, merged: Sequence[Merged]) -> None:
-        """Reads the layers that adapters were merged into from disk, and merges `merged`."""
-        job, paths = self.job, [merged_into(self.expert, each).path for each in self.job.merged_adapters]
-        naming = job.family.denoiser_naming(self.denoiser.config)
-        stored = stored_weights(job.base, self.expert.component, naming)
-        adapter_files.restore(self.denoiser, job.family, paths, stored)
-        self.merge_adapters(merged)
+            self.merge_adapters(merged, undo=merged)
 
     @contextmanager
     def weights_for_use(self) -> Iterator[None]:
@@ -282,7 +292,8 @@ class Training:
     def evaluate(self) -> None:
         with self.weights_for_use():
             for name, loss in self.evaluation.run(self.denoiser).items():
-                emit("eval", step=self.step, loss=round(loss, 6), dataset=name)
+                apart = {"regularisation": True} if name in self.evaluation.regularising else {}
+                emit("eval", step=self.step, loss=round(loss, 6), dataset=name, **apart)
 
     def preview(self) -> None:
         with self.weights_for_use(), self.base_for_previews():
@@ -301,10 +312,12 @@ class Training:
             return
         drop_frozen(self.denoiser)
         try:
-            with lent(self.job, expert, self.finished.get(expert.suffix)) as denoiser:
+            with lent(self.job, expert, self.finished.get(expert.suffix), self.memory.keeping) as denoiser:
                 yield denoiser
         finally:
-            take_frozen(self.denoiser, load_denoiser(self.job, self.expert))
+            take_frozen(self.denoiser, load_denoiser(self.job, self.expert, self.memory.keeping))
+            if self.swapped:
+                self.swapped.adopt()
             self.merge_adapters([each for each in self.job.merged_adapters if each.in_previews])
 
     def save_lora(self, final: bool) -> None:
@@ -352,14 +365,19 @@ class Training:
         return True
 
 
-def load_denoiser(job: Job, expert: Expert) -> nn.Module:
-    """A frozen denoiser as it is on disk."""
-    return job.family.load_denoiser(job.base, expert, job.device, job.dtype)
+def load_denoiser(job: Job, expert: Expert, keeping: Keeping) -> nn.Module:
+    """A frozen denoiser as it is on disk, held as `keeping` says."""
+    return job.family.load_denoiser(job.base, expert, job.device, job.dtype, keeping)
 
 
 def memory_gb(device: torch.device) -> float:
     """Peak memory in 1e9 bytes: of the GPU, or of this process where there is none."""
+    return round(peak_bytes(device) / 1e9, 2)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Likewise in bytes."""
     if device.type == "cuda":
-        return round(float(torch.cuda.max_memory_allocated(device)) / 1e9, 2)
+        return int(torch.cuda.max_memory_allocated(device))
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB on Linux
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 2)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -26,9 +26,12 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from lorapod.engine.blocks import FULLY, Keeping, blocks_of, swapped_of
+from lorapod.engine.quantised import Codes, QuantisedLinear, may_be_quantised, quantise
 from lorapod.errors import BaseModelError
 from lorapod.models import BaseModel
 from lorapod.models.weights import StoredTensor, stored_tensors
+from lorapod.recipe.schema import Quantization
 
 PIECE_BYTES = 16 << 20
 READERS = 4
@@ -123,11 +126,19 @@ class StoredWeights:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._open.close()
 
-    def load_into(self, model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    def load_into(
+        self,
+        model: nn.Module,
+        device: torch.device,
+        dtype: torch.dtype,
+        keeping: Keeping = FULLY,
+    ) -> None:
         """Gives a model that was built in `empty` its weights, frozen, in evaluation mode.
 
         Args:
             dtype: Of the floating-point weights; those that the model's class keeps in float32 stay in it.
+            keeping: How its blocks are held. Each layer is quantised as it is read, and those that wait on the host are
+                never on the device, so that the whole is never there.
 
         Raises:
             BaseModelError: The files lack a tensor, hold one of another shape or one that the model has no use for, or
@@ -142,9 +153,18 @@ class StoredWeights:
         }
         names = sorted(places, key=lambda name: places[name].order)
         pieces = _Pieces(device)
+        in_few_bits = set() if keeping.quantize is Quantization.NONE else _to_quantise(model, exact)
+        waiting = tuple(f"{name}." for name in swapped_of(list(blocks_of(model)), keeping.swapped))
 
-        def read(name: str) -> Tensor:
-            return self._read(places[name], wanted[name].shape, device, types[name], pieces)
+        def read(name: str) -> Tensor | Codes:
+            on_host = name.startswith(waiting)
+            if name in in_few_bits:
+                codes = quantise(
+                    self._read(places[name], wanted[name].shape, device, types[name], pieces), keeping.quantize
+                )
+                return codes.to(torch.device("cpu")) if on_host else codes
+            where = torch.device("cpu") if on_host else device
+            return self._read(places[name], wanted[name].shape, where, types[name], pieces)
 
         with ThreadPoolExecutor(READERS, thread_name_prefix="lorapod-weights") as pool:
             jobs = {name: pool.submit(read, name) for name in names}
@@ -154,8 +174,12 @@ class StoredWeights:
                 for job in jobs.values():
                     job.cancel()
                 raise
-        model.load_state_dict(found | _aliases(wanted, found), strict=True, assign=True)
-        model.to(device).eval().requires_grad_(False)  # moves the buffers that are in no file
+        found |= _aliases(wanted, found)
+        for name in in_few_bits:
+            _put_quantised(model, name.removesuffix(".weight"), found, keeping.quantize, dtype)
+        model.load_state_dict(found, strict=True, assign=True)
+        _move_buffers(model, device)  # those that are in no file
+        model.eval().requires_grad_(False)
 
     def read(self, name: str, like: Tensor) -> Tensor:
         """One tensor by diffusers' name, of the shape, type and device of `like`.
@@ -301,6 +325,7 @@ def load_diffusers(
     device: torch.device,
     dtype: torch.dtype,
     naming: Naming | Callable[[Mapping[str, Any]], Naming] | None = None,
+    keeping: Keeping = FULLY,
 ) -> nn.Module:
     """A component of diffusers' class `kind`, frozen, with the configuration in the base model's folder.
 
@@ -314,7 +339,7 @@ def load_diffusers(
     with empty():
         model = kind.from_config(config)
     with stored_weights(base, component, naming(config) if callable(naming) else naming) as weights:
-        weights.load_into(model, device, dtype)
+        weights.load_into(model, device, dtype, keeping)
     return model
 
 
@@ -342,6 +367,34 @@ def stored_weights(base: BaseModel, component: str, naming: Naming | None = None
         BaseModelError: A file is not whole.
     """
     return StoredWeights(base.weights(component), f"{component.replace('_', ' ')} of {base.name}", naming)
+
+
+def _move_buffers(model: nn.Module, device: torch.device) -> None:
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = buffer.to(device)
+
+
+def _to_quantise(model: nn.Module, exact: set[str]) -> set[str]:
+    """Names of the weights that are held in few bits."""
+    found = set()
+    for block, module in blocks_of(model).items():
+        for name, layer in module.named_modules(prefix=block):
+            if may_be_quantised(layer) and not exact.intersection(name.split(".")):
+                found.add(f"{name}.weight")
+    return found
+
+
+def _put_quantised(
+    model: nn.Module, name: str, found: dict[str, Any], quantize: Quantization, dtype: torch.dtype
+) -> None:
+    """Puts a quantised layer where the linear one of that name is, and its tensors by name into `found`."""
+    codes: Codes = found.pop(f"{name}.weight")
+    layer = QuantisedLinear(codes, found.get(f"{name}.bias"), quantize, dtype)
+    found |= {f"{name}.values": codes.values, f"{name}.scales": codes.scales}
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, layer)
 
 
 class _Pieces:

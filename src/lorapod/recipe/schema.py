@@ -62,9 +62,60 @@ class Precision(StrEnum):
     FP32 = "fp32"
 
 
+class Quantization(StrEnum):
+    """How the frozen weights of a base model are held."""
+
+    AUTO = "auto"
+    NONE = "none"
+    FP8 = "fp8"
+    INT8 = "int8"
+    NF4 = "nf4"
+
+
+class Checkpointing(StrEnum):
+    """What is computed again in the backward pass."""
+
+    AUTO = "auto"
+    OFF = "off"
+    SELECTIVE = "selective"
+    FULL = "full"
+
+
 class TimestepSampling(StrEnum):
     UNIFORM = "uniform"
     LOGIT_NORMAL = "logit-normal"
+    MODE = "mode"
+
+
+class LossKind(StrEnum):
+    MSE = "mse"
+    HUBER = "huber"
+    SMOOTH_L1 = "smooth-l1"
+
+
+class HuberSchedule(StrEnum):
+    """How the width of a Huber loss follows the noise level."""
+
+    CONSTANT = "constant"
+    EXPONENTIAL = "exponential"
+    SNR = "snr"
+
+
+class LossWeighting(StrEnum):
+    """How much each noise level's loss counts."""
+
+    NONE = "none"
+    SIGMA_SQRT = "sigma-sqrt"
+    COSMAP = "cosmap"
+    DEBIASED = "debiased"
+
+
+class Regularisation(StrEnum):
+    """What a dataset is there for beside the subject."""
+
+    NONE = "none"
+    LEARN = "learn"
+    PRESERVE = "preserve"
 
 
 class ClipWindows(StrEnum):
@@ -105,6 +156,13 @@ class BaseModelSection(Section):
         ExpertChoice.BOTH,
         description="Of a base model with two experts (Wan 2.2 A14B): which is trained. `both` trains one after the other, "
         "each for the whole number of steps, into two LoRA files whose names end in -high and -low.",
+    )
+    quantize: Quantization = Field(
+        Quantization.AUTO,
+        description="Hold the frozen weights in fewer bits: `fp8` and `int8` halve them, `nf4` leaves a little over a "
+        "quarter. Steps take longer and learn from a slightly different base model (`int8` is the closest, `nf4` the "
+        "furthest); the LoRA itself is trained and saved in full. `auto` does so only where the GPU does not hold them "
+        "otherwise.",
     )
     training_adapter: Literal["none", "catalogue"] | Path = Field(
         "none",
@@ -171,6 +229,14 @@ class DatasetSection(Section):
     unmasked_weight: Share = Field(
         0.1, description="Weight of the loss where a mask is black; 1 would learn everything alike."
     )
+    regularisation: Regularisation = Field(
+        Regularisation.NONE,
+        description="Pictures of what the base model knows already, such as other people, so that it stays known. `learn` "
+        "trains on them as they are (DreamBooth's prior preservation); `preserve` trains towards what the base model itself "
+        "makes of them, which costs one more forward pass. They never get a trigger word, have an evaluation line of their "
+        "own, and are drawn in the ratio that `training.regularisation_share` says.",
+    )
+    loss_weight: float = Field(1.0, gt=0, le=100, description="Weight of the loss of its items.")
     control: Path | None = Field(
         None,
         description="Folder of control pictures for base models that edit, paired with items by name: `cat.png`, or "
@@ -179,6 +245,12 @@ class DatasetSection(Section):
     skip_unusable: bool = Field(
         False, description="Train without items that cannot be used, and name them, instead of refusing to start."
     )
+
+    @model_validator(mode="after")
+    def _no_trigger_for_what_is_known(self) -> DatasetSection:
+        if self.regularisation is not Regularisation.NONE and self.trigger_word:
+            raise ValueError("a regularisation dataset has no `trigger_word`: it is what the trigger must not call")
+        return self
 
 
 class MergedAdapter(Section):
@@ -270,6 +342,24 @@ class TrainingSection(Section):
     timestep_sampling: TimestepSampling = Field(
         TimestepSampling.LOGIT_NORMAL, description="Distribution from which the noise level is drawn before the shift."
     )
+    timestep_mean: float = Field(
+        0.0, ge=-10, le=10, description="With `logit-normal`: mean of the normal; below 0 favours little noise."
+    )
+    timestep_std: float = Field(
+        1.0, gt=0, le=10, description="With `logit-normal`: deviation of the normal; smaller keeps to the middle."
+    )
+    timestep_scale: float = Field(
+        1.29,
+        ge=-1,
+        le=1.75,
+        description="With `mode`: how far the middle (above 0) or the ends (below 0) are favoured.",
+    )
+    lowest_noise: Share = Field(
+        0.0, description="Train at no lower noise level than this, 0 being a clean picture: details are learnt below."
+    )
+    highest_noise: Share = Field(
+        1.0, description="Train at no higher noise level than this, 1 being pure noise: composition is learnt above."
+    )
     timestep_shift: float = Field(1.0, gt=0, le=100, description="s' = k s / (1 + (k - 1) s); above 1 favours noise.")
     resolution_shift: bool = Field(
         False,
@@ -283,13 +373,49 @@ class TrainingSection(Section):
         description="Weigh the loss of each noise level by Min-SNR with this gamma (SDXL; 5 is usual), so that the easy "
         "levels of little noise do not dominate; 0 weighs all alike.",
     )
+    loss: LossKind = Field(
+        LossKind.MSE,
+        description="`mse`; `huber` and `smooth-l1` count large errors less, which keeps outliers of a dataset from "
+        "dominating. Evaluation is always the plain mean square, so that curves can be compared.",
+    )
+    huber_c: float = Field(
+        0.1, gt=0, le=10, description="With `huber` and `smooth-l1`: errors above it count linearly."
+    )
+    huber_schedule: HuberSchedule = Field(
+        HuberSchedule.SNR,
+        description="How that width falls from 1 at no noise to `huber_c` at pure noise: with the signal-to-noise ratio "
+        "(`snr`) or `exponential`; `constant` stays at `huber_c`.",
+    )
+    loss_weighting: LossWeighting = Field(
+        LossWeighting.NONE,
+        description="How much the loss of each noise level counts: `sigma-sqrt` (1 / s², favours little noise) and `cosmap` "
+        "(favours the middle) for flow-matching models; `debiased` (1 / square root of the signal-to-noise ratio) for SDXL.",
+    )
+    regularisation_share: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.5,
+        description="Share of regularisation items among the items of an epoch, where a dataset is one. Where there are "
+        "more of them than that, each epoch takes others.",
+    )
     first_frame_share: Share = Field(
         0.0,
         description="For base models that may be given the first frame (Wan 2.2 TI2V 5B): the share of steps at which a "
         "clip's is given, and only the rest learnt. 0 trains text to clip alone.",
     )
-    gradient_checkpointing: bool = Field(
-        False, description="Recompute activations in the backward pass to save memory."
+    gradient_checkpointing: Checkpointing = Field(
+        Checkpointing.AUTO,
+        description="Compute activations again in the backward pass in place of keeping them: `full` takes the least memory "
+        "and a third more time, `selective` keeps the outputs of attention, `off` keeps everything. `auto` takes the "
+        "fastest that the GPU's memory allows. `true` and `false` mean `full` and `off`.",
+    )
+    swap_blocks: Literal["auto"] | Annotated[int, Field(ge=0, le=1000)] = Field(
+        "auto",
+        description="Blocks of the base model whose weights wait in the machine's memory and are copied to the GPU when it "
+        "is their turn: slow where a step is short, hardly slower where it is long. `auto` swaps where nothing else helps.",
+    )
+    memory_gb: float | None = Field(
+        None,
+        gt=0,
+        description="GPU memory that `auto` plans with, in 1e9 bytes. Default: what is free when training starts.",
     )
     compile: Literal["auto"] | bool = Field(
         False,
@@ -297,10 +423,17 @@ class TrainingSection(Section):
         "minutes before the first of a size. `auto` does so on CUDA; where it fails, training goes on without and says so.",
     )
 
+    @field_validator("gradient_checkpointing", mode="before")
+    @classmethod
+    def _yes_or_no(cls, value: Any) -> Any:
+        return {"True": Checkpointing.FULL, "False": Checkpointing.OFF}.get(str(value).title(), value)
+
     @model_validator(mode="after")
     def _one_length(self) -> TrainingSection:
         if self.steps is not None and self.epochs is not None:
             raise ValueError("both `steps` and `epochs` are given; leave one out")
+        if self.lowest_noise >= self.highest_noise:
+            raise ValueError("`lowest_noise` must be below `highest_noise`")
         return self
 
 

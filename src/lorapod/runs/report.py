@@ -237,7 +237,7 @@ def _verdicts(run_dir: Path, of_type: Mapping[str, list[Event]]) -> list[Verdict
         and event.get("format") == "comfyui"
         and (run_dir / event["path"]).is_file()
     ]
-    evaluations = _evaluations(of_type.get("eval", []))
+    evaluations = _evaluations(event for event in of_type.get("eval", []) if not event.get("regularisation"))
     suffixes = [suffix for suffix in ("-high", "-low") if any(name.endswith(suffix) for name in evaluations)]
     found = []
     for suffix in suffixes or [""]:

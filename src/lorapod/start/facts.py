@@ -143,14 +143,18 @@ def machine_sentence(facts: Facts) -> str:
     more = f" (and {len(facts.gpus.found) - 1} more GPUs; one is used)" if len(facts.gpus.found) > 1 else ""
     begin = f"This machine's GPU: {name}{memory}{more}."
     real = [each for each in facts.offered() if not each.packaged]
-    good = [each.title for each in real if not fit_of(each, facts.gpus).why_not]
-    short = [each.title for each in real if fit_of(each, facts.gpus).why_not]
-    if not good:
+    fits = {each.title: fit_of(each, facts.gpus) for each in real}
+    good = [title for title, fit in fits.items() if not fit.why_not and not fit.means]
+    tight = [title for title, fit in fits.items() if fit.means]
+    short = [title for title, fit in fits.items() if fit.why_not]
+    if not good and not tight:
         return f"{begin} That is too small for every base model but the demo's."
-    said = f"{begin} It trains {_listed(good)}."
-    if not short:
-        return said.replace(f"It trains {_listed(good)}.", "It trains every base model that lorapod knows.")
-    return f"{said} Too large for it: {_listed(short)}."
+    if not tight and not short:
+        return f"{begin} It trains every base model that lorapod knows."
+    said = [f"It trains {_listed(good)}." if good else ""]
+    said += [f"By rounding their weights, slower and a little less exact: {_listed(tight)}." if tight else ""]
+    said += [f"Too large for it: {_listed(short)}." if short else ""]
+    return " ".join([begin, *filter(None, said)])
 
 
 def _listed(names: list[str]) -> str:

@@ -1,8 +1,7 @@
-"""Which base models this machine's GPU holds, and why not.
+"""Which base models this machine's GPU holds, how, and why not.
 
-What training takes is estimated: the denoiser's weights in 16 bits (text encoder and VAE are out of memory by then) and room
-for the LoRA, its optimizer and the activations of one item at the preset's size. The room was chosen so that the figures
-quoted in the catalogue for training without fewer bits lie below it; it is no measurement.
+What training takes is estimated by `lorapod.models.memory` for the preset's size of pictures or clips and its rank, one item
+at a time: the same estimate by which the engine decides how to make a training fit.
 """
 
 from __future__ import annotations
@@ -11,12 +10,24 @@ from dataclasses import dataclass
 
 from lorapod.machine import Gpus
 from lorapod.models.catalogue import Entry
+from lorapod.models.memory import (
+    RESERVE,
+    Load,
+    Means,
+    Measures,
+    Wishes,
+    choose,
+    means_in_order,
+    measures_of_entry,
+    peak_of,
+    tokens_of,
+)
 from lorapod.recipe import presets
+from lorapod.recipe.schema import Checkpointing, Quantization
 
 GIB = 1 << 30
 """GPU memory is sold by this, and called GB."""
 
-_ROOM, _ROOM_CLIPS, _ROOM_UNCHECKPOINTED = 4 * GIB, 6 * GIB, 10 * GIB
 _FREE_OF_ITS_OWN = 0.03
 """Share of a GPU's memory that the driver and torch keep for themselves."""
 
@@ -26,21 +37,49 @@ class Fit:
     """Whether a base model can be trained here.
 
     Attributes:
-        need: Bytes of GPU memory, estimated; None where it is not known.
+        need: Bytes that a GPU must have to train it without rounding its weights, estimated; None where it is not known.
         why_not: Empty where it fits.
+        means: What is done to make it fit, where that changes what is learnt or costs much time.
+        price: Of `means`, to be compared; 0 where there are none.
     """
 
     need: int | None
     why_not: str = ""
+    means: str = ""
+    price: int = 0
 
 
 def need_of(entry: Entry) -> int | None:
-    """Bytes of GPU memory that training with the preset's values takes; None where the size is not known."""
-    if entry.parameters is None:
+    """Bytes of a GPU that trains with the preset's values and the weights as they are; None where the size is not known."""
+    if (measures := measures_of_entry(entry)) is None:
         return None
-    checkpointed = presets.preset_for(entry.based_on or entry.name).get("training", {}).get("gradient_checkpointing")
-    room = _ROOM_CLIPS if entry.modality == "clip" else _ROOM
-    return 2 * entry.parameters + (room if checkpointed else _ROOM_UNCHECKPOINTED)
+    return _gpu_for(peak_of(measures, _load(entry, measures), Quantization.NONE, Checkpointing.FULL))
+
+
+def _gpu_for(peak: int) -> int:
+    return round((peak + RESERVE) / (1 - _FREE_OF_ITS_OWN))
+
+
+def _load(entry: Entry, measures: Measures) -> Load:
+    """One item of the preset's size."""
+    preset = presets.preset_for(entry.based_on or entry.name)
+    dataset = preset.get("dataset", {})
+    side, frames = max(dataset.get("resolutions", [1024])), 1
+    if entry.modality == "clip":
+        frames = max(dataset.get("frames", [33]))
+    return Load(tokens_of(measures, side, side, frames), preset.get("adapter", {}).get("rank", 16))
+
+
+def _means(entry: Entry, budget: float) -> Means | None:
+    measures = measures_of_entry(entry)
+    assert measures is not None
+    return choose(measures, _load(entry, measures), budget)
+
+
+def _least(entry: Entry) -> int:
+    measures = measures_of_entry(entry)
+    assert measures is not None
+    return _gpu_for(list(means_in_order(measures, _load(entry, measures), Wishes()))[-1].peak)
 
 
 def fit_of(entry: Entry, gpus: Gpus) -> Fit:
@@ -53,8 +92,8 @@ def fit_of(entry: Entry, gpus: Gpus) -> Fit:
         return Fit(need, "there is no GPU" if largest is None else "the GPU is hidden by CUDA_VISIBLE_DEVICES")
     if need is None or largest.memory_total is None:
         return Fit(need)
-    if largest.memory_total * (1 - _FREE_OF_ITS_OWN) < need:
-        return Fit(
-            need, f"needs about {-(-need // GIB)} GB of GPU memory, this one has {largest.memory_total / GIB:.0f}"
-        )
-    return Fit(need)
+    means = _means(entry, largest.memory_total * (1 - _FREE_OF_ITS_OWN) - RESERVE)
+    if means is None:
+        least = -(-_least(entry) // GIB)
+        return Fit(need, f"needs at least {least} GB of GPU memory, this one has {largest.memory_total / GIB:.0f}")
+    return Fit(need, means=means.costly, price=means.price)

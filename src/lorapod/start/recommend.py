@@ -33,11 +33,14 @@ TRAINERS = {
 
 
 def base_model_for(facts: Facts) -> str:
-    """The base model that is recommended: of those that fit the best for what is found, one that is here first."""
+    """The base model that is recommended: of those that fit the best for what is found, one that is here first; one whose
+    weights have to be rounded only where no other of its kind fits."""
     only_clips = bool(facts.found) and all(each.clips and not each.pictures for each in facts.found)
     wanted = (*_FOR_CLIPS, *_FOR_PICTURES) if only_clips else (*_FOR_PICTURES, *_FOR_CLIPS)
-    fitting = [name for name in wanted if name in facts.entries and not fit_of(facts.entries[name], facts.gpus).why_not]
     modality = "clip" if only_clips else "picture"
+    fits = {name: fit_of(facts.entries[name], facts.gpus) for name in wanted if name in facts.entries}
+    fitting = [name for name, fit in fits.items() if not fit.why_not]
+    fitting.sort(key=lambda name: (facts.entries[name].modality != modality, fits[name].price))
     here = [name for name in fitting if name in facts.here and facts.entries[name].modality == modality]
     return next(iter([*here, *fitting]), "demo")
 

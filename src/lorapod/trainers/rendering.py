@@ -10,7 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from lorapod.recipe.schema import AdapterSection, Targets
+from lorapod.recipe import Recipe
+from lorapod.recipe.schema import (
+    Checkpointing,
+    Quantization,
+    Regularisation,
+    Targets,
+    TimestepSampling,
+    TrainingSection,
+)
 
 
 @dataclass(frozen=True)
@@ -122,8 +130,30 @@ class Rendering:
     notes: list[str] = field(default_factory=list)
 
 
-def beyond_external(adapter: AdapterSection) -> tuple[str, str] | None:
-    """What of an adapter no external trainer does, and the key that asks for it; None where there is nothing."""
+_OWN_TRAINING = (
+    "timestep_mean", "timestep_std", "timestep_scale", "lowest_noise", "highest_noise", "loss", "loss_weighting",
+)  # fmt: skip
+"""Keys of the recipe's training that only the built-in engine follows."""
+
+
+def beyond_external(recipe: Recipe) -> tuple[str, str] | None:
+    """What no external trainer does, and the key that asks for it; None where there is nothing."""
+    adapter, quantize, training = recipe.adapter, recipe.base_model.quantize, recipe.training
+    if quantize in (Quantization.INT8, Quantization.NF4):
+        return f"hold the base model in {quantize.value}", "base_model.quantize"
+    if training.timestep_sampling is TimestepSampling.MODE:
+        return "draw noise levels by mode", "training.timestep_sampling"
+    if training.gradient_checkpointing is Checkpointing.SELECTIVE:
+        return "keep the outputs of attention alone", "training.gradient_checkpointing"
+    for key in _OWN_TRAINING:
+        if getattr(training, key) != TrainingSection.model_fields[key].default:
+            return f"train with `{key}`", f"training.{key}"
+    for index, dataset in enumerate(recipe.datasets):
+        if dataset.regularisation is not Regularisation.NONE or dataset.loss_weight != 1:
+            key = "loss_weight" if dataset.loss_weight != 1 else "regularisation"
+            return f"train with `{key}`", f"datasets.{index}.{key}"
+    if training.memory_gb is not None:
+        return "plan with a given amount of memory", "training.memory_gb"
     if not isinstance(adapter.targets, Targets) or adapter.targets in (Targets.STYLE, Targets.CHARACTER):
         return "adapt layers by pattern", "adapter.targets"
     if adapter.merged:

@@ -26,6 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from lorapod.data import Placement
+from lorapod.engine.blocks import FULLY, Keeping
+from lorapod.engine.losses import Answer
 from lorapod.engine.weights import Naming
 from lorapod.models import BaseModel
 from lorapod.recipe.schema import LoraFormat, Targets
@@ -98,14 +100,32 @@ class Family(Protocol):
     def decode_latents(self, vae: nn.Module, latents: Tensor) -> Tensor:
         """Latents (b, c, f, h, w), normalised, to pixels (b, 3, f, h, w) in -1..1, float32."""
 
-    def load_denoiser(self, base: BaseModel, expert: Expert, device: torch.device, dtype: torch.dtype) -> nn.Module:
-        """The denoiser, frozen."""
+    def load_denoiser(
+        self,
+        base: BaseModel,
+        expert: Expert,
+        device: torch.device,
+        dtype: torch.dtype,
+        keeping: Keeping = FULLY,
+    ) -> nn.Module:
+        """The denoiser, frozen, its large layers held as `keeping` says."""
 
     def empty_denoiser(self, base: BaseModel, expert: Expert) -> nn.Module:
         """The denoiser without weights, for its layers' names and shapes."""
 
     def denoiser_naming(self, config: Mapping[str, Any]) -> Naming:
         """Where single files have each weight of a denoiser of that configuration."""
+
+    def answer(
+        self,
+        denoiser: nn.Module,
+        latents: Tensor,
+        noise: Tensor,
+        noise_level: Tensor,
+        items: list[Conditions],
+        texts: list[Conditions],
+    ) -> Answer:
+        """What the denoiser says of clean `latents` with `noise` (b, c, f, h, w) at `noise_level` (b,); what is right."""
 
     def loss(
         self,
@@ -116,7 +136,10 @@ class Family(Protocol):
         items: list[Conditions],
         texts: list[Conditions],
     ) -> Tensor:
-        """Loss of each item, (b,), for clean `latents` and `noise` (b, c, f, h, w) at `noise_level` (b,)."""
+        """Mean squared error of each item, (b,)."""
+
+    def noise_to_signal(self, noise_level: Tensor) -> Tensor:
+        """Ratio of the deviations of noise and signal at each noise level, (b,)."""
 
     def targets(self, targets: Targets) -> str:
         """Regular expression that fully matches the names of the modules which get an adapter."""

@@ -9,15 +9,16 @@ picture.
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from lorapod.engine.families.base import Conditions, PreviewRequest
-from lorapod.engine.losses import mean_over_weights, weight_of
+from lorapod.engine.families.shared import Answers
+from lorapod.engine.losses import Answer, weight_of
 from lorapod.models import BaseModel
+from lorapod.models.noise_shift import resolution_shift
 
 SIDE = 2
 """Latents a side of a token."""
@@ -32,13 +33,9 @@ def noised(latents: Tensor, noise: Tensor, noise_level: Tensor) -> Tensor:
     return (1 - s) * latents + s * noise
 
 
-def velocity_loss(predicted: Tensor, latents: Tensor, noise: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Mean squared error of each item's velocity (b, c, f, h, w), (b,).
-
-    Args:
-        weight: How much each place counts, broadcastable to the latents; the mean is over weights.
-    """
-    return mean_over_weights((predicted - (noise - latents)).square(), weight)
+def noise_to_signal(noise_level: Tensor) -> Tensor:
+    """s / (1 - s)."""
+    return noise_level / (1 - noise_level).clamp_min(1e-4)
 
 
 def packed(latents: Tensor) -> Tensor:
@@ -56,7 +53,7 @@ def unpacked(tokens: Tensor, height: int, width: int) -> Tensor:
     return blocks.permute(0, 3, 1, 4, 2, 5).reshape(b, c, height, width)[:, :, None]
 
 
-class LearnsVelocity:
+class LearnsVelocity(Answers):
     """The part of a flow-matching family of pictures that is about its loss."""
 
     frame_step = 1
@@ -66,7 +63,7 @@ class LearnsVelocity:
         """Predicted noise - x_0 of `noisy` (b, c, 1, h, w) at `noise_level` (b,), likewise, float32."""
         raise NotImplementedError
 
-    def loss(
+    def answer(
         self,
         denoiser: nn.Module,
         latents: Tensor,
@@ -74,29 +71,28 @@ class LearnsVelocity:
         noise_level: Tensor,
         items: list[Conditions],
         texts: list[Conditions],
-    ) -> Tensor:
-        """Loss of each item, (b,)."""
+    ) -> Answer:
         predicted = self.velocity(denoiser, noised(latents, noise, noise_level), noise_level, texts)
-        return velocity_loss(predicted, latents, noise, weight_of(items, latents))
+        return Answer(predicted, noise - latents, weight_of(items, latents))
+
+    def noise_to_signal(self, noise_level: Tensor) -> Tensor:
+        return noise_to_signal(noise_level)
 
 
 class SeesTokens(LearnsVelocity):
     """The part of FLUX.1 and Qwen-Image that is about tokens.
 
     Attributes:
-        shift_points: Two numbers of tokens, each with mu there (`base_image_seq_len` and `base_shift`,
-            `max_image_seq_len` and `max_shift` of the scheduler's configuration).
+        name: Of the family, by which its shift is known.
     """
 
+    name: ClassVar[str]
+
     pixel_divisor = FACTOR * SIDE
-    shift_points: ClassVar[tuple[tuple[int, float], tuple[int, float]]]
 
     def resolution_shift(self, latents_shape: tuple[int, ...]) -> float:
-        """The shift k = exp(mu) of a picture with latents (..., h, w), mu being linear in its number of tokens."""
-        low, high = self.shift_points
-        count = (latents_shape[-2] // SIDE) * (latents_shape[-1] // SIDE)
-        slope = (high[1] - low[1]) / (high[0] - low[0])
-        return math.exp(low[1] + slope * (count - low[0]))
+        """The shift k of a picture with latents (..., h, w)."""
+        return resolution_shift(self.name, (latents_shape[-2] // SIDE) * (latents_shape[-1] // SIDE))
 
     def drawn_velocity(
         self, denoiser: nn.Module, noisy: Tensor, noise_level: Tensor, request: PreviewRequest

@@ -65,7 +65,6 @@ class Flux(OfDiffusers, WithAutoencoder, SeesTokens):
     name = "flux"
     denoiser_class = "FluxTransformer2DModel"
     target_layers = _TARGETS
-    shift_points = (256, 0.5), (4096, 1.15)
     experts = (Expert(),)
     formats = (LoraFormat.COMFYUI, LoraFormat.DIFFUSERS)  # kohya's files name the fused layers of the original
 

@@ -68,7 +68,6 @@ class QwenImage(OfDiffusers, SeesTokens):
     name = "qwen_image"
     denoiser_class = "QwenImageTransformer2DModel"
     target_layers = _TARGETS
-    shift_points = (256, 0.5), (8192, 0.9)
     experts = (Expert(),)
     formats = tuple(LoraFormat)
 

@@ -24,8 +24,8 @@ from lorapod.data import Placement
 from lorapod.engine.families import ldm_names
 from lorapod.engine.families.autoencoder import FACTOR, WithAutoencoder
 from lorapod.engine.families.base import Conditions, Expert, PreviewRequest
-from lorapod.engine.families.shared import OfDiffusers
-from lorapod.engine.losses import mean_over_weights, weight_of
+from lorapod.engine.families.shared import Answers, OfDiffusers
+from lorapod.engine.losses import Answer, weight_of
 from lorapod.engine.weights import Naming, load_transformers
 from lorapod.errors import BaseModelError
 from lorapod.lora_names import kohya
@@ -94,7 +94,7 @@ class TextEncoders:
     models: tuple[nn.Module, nn.Module]
 
 
-class SDXL(OfDiffusers, WithAutoencoder):
+class SDXL(OfDiffusers, WithAutoencoder, Answers):
     """The `sdxl` family."""
 
     name = "sdxl"
@@ -198,7 +198,7 @@ class SDXL(OfDiffusers, WithAutoencoder):
             return_dict=False,
         )[0].float()
 
-    def loss(
+    def answer(
         self,
         denoiser: nn.Module,
         latents: Tensor,
@@ -206,7 +206,7 @@ class SDXL(OfDiffusers, WithAutoencoder):
         noise_level: Tensor,
         items: list[Conditions],
         texts: list[Conditions],
-    ) -> Tensor:
+    ) -> Answer:
         timestep = self.schedule.timesteps(noise_level)
         share = self._alphas(timestep).view(-1, 1, 1, 1, 1)
         noisy = share.sqrt() * latents + (1 - share).sqrt() * noise
@@ -215,7 +215,11 @@ class SDXL(OfDiffusers, WithAutoencoder):
         whole = torch.tensor([height, width, 0, 0, height, width], device=latents.device)
         time_ids = torch.stack([item.get("time_ids", whole) for item in items])
         predicted = self.predict(denoiser, noisy[:, :, 0], timestep, time_ids, texts)[:, :, None]
-        return mean_over_weights((predicted - target).square(), weight_of(items, latents))
+        return Answer(predicted, target, weight_of(items, latents))
+
+    def noise_to_signal(self, noise_level: Tensor) -> Tensor:
+        share = self._alphas(self.schedule.timesteps(noise_level))
+        return ((1 - share) / share).sqrt()
 
     def min_snr_weight(self, noise_level: Tensor, gamma: float) -> Tensor:
         """Weight of each item's loss, (b,): min(SNR, gamma) / SNR, and / (SNR + 1) where v is predicted.

@@ -6,13 +6,43 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from lorapod.engine.families.base import Expert
+from lorapod.engine.blocks import FULLY, Keeping
+from lorapod.engine.families.base import Conditions, Expert
+from lorapod.engine.losses import Answer, squared_error
 from lorapod.engine.weights import Naming, empty, load_diffusers
 from lorapod.errors import RequestError
 from lorapod.models import BaseModel
 from lorapod.recipe.schema import Targets
+
+
+class Answers:
+    """The part of a family that is about its loss, from what its denoiser answers."""
+
+    def answer(
+        self,
+        denoiser: nn.Module,
+        latents: Tensor,
+        noise: Tensor,
+        noise_level: Tensor,
+        items: list[Conditions],
+        texts: list[Conditions],
+    ) -> Answer:
+        """See `Family.answer`."""
+        raise NotImplementedError
+
+    def loss(
+        self,
+        denoiser: nn.Module,
+        latents: Tensor,
+        noise: Tensor,
+        noise_level: Tensor,
+        items: list[Conditions],
+        texts: list[Conditions],
+    ) -> Tensor:
+        """Mean squared error of each item, (b,)."""
+        return squared_error(self.answer(denoiser, latents, noise, noise_level, items, texts))
 
 
 class OfDiffusers:
@@ -30,12 +60,19 @@ class OfDiffusers:
         """Where single files have each weight of a denoiser of that configuration."""
         return Naming(prefixes=("model.diffusion_model.", "diffusion_model."))
 
-    def load_denoiser(self, base: BaseModel, expert: Expert, device: torch.device, dtype: torch.dtype) -> nn.Module:
-        """The denoiser, frozen."""
+    def load_denoiser(
+        self,
+        base: BaseModel,
+        expert: Expert,
+        device: torch.device,
+        dtype: torch.dtype,
+        keeping: Keeping = FULLY,
+    ) -> nn.Module:
+        """The denoiser, frozen, its large layers held as `keeping` says."""
         import diffusers
 
         kind = getattr(diffusers, self.denoiser_class)
-        return load_diffusers(kind, base, expert.component, device, dtype, self.denoiser_naming)
+        return load_diffusers(kind, base, expert.component, device, dtype, self.denoiser_naming, keeping)
 
     def empty_denoiser(self, base: BaseModel, expert: Expert) -> nn.Module:
         """The denoiser without weights, for its layers' names and shapes."""

@@ -19,11 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lorapod.engine.blocks import FULLY, Keeping
 from lorapod.engine.families import wan_names
 from lorapod.engine.families.base import Conditions, Expert, PreviewRequest
-from lorapod.engine.families.flow import noised, velocity_loss
-from lorapod.engine.families.shared import OfDiffusers
-from lorapod.engine.losses import weight_of
+from lorapod.engine.families.flow import noise_to_signal, noised
+from lorapod.engine.families.shared import Answers, OfDiffusers
+from lorapod.engine.losses import Answer, weight_of
 from lorapod.engine.weights import Naming, load_diffusers, load_transformers
 from lorapod.lora_names.kohya import kohya_name
 from lorapod.lora_names.wan import diffusers_name, original_name
@@ -154,7 +155,7 @@ class Vae(nn.Module):  # type: ignore[misc]
         return self._encoder
 
 
-class Wan(OfDiffusers):
+class Wan(OfDiffusers, Answers):
     """The `wan` family; `of` gives it for a base model."""
 
     name = "wan"
@@ -242,8 +243,15 @@ class Wan(OfDiffusers):
     def denoiser_naming(self, config: Mapping[str, Any]) -> Naming:
         return wan_names.TRANSFORMER
 
-    def load_denoiser(self, base: BaseModel, expert: Expert, device: torch.device, dtype: torch.dtype) -> nn.Module:
-        denoiser = super().load_denoiser(base, expert, device, dtype)
+    def load_denoiser(
+        self,
+        base: BaseModel,
+        expert: Expert,
+        device: torch.device,
+        dtype: torch.dtype,
+        keeping: Keeping = FULLY,
+    ) -> nn.Module:
+        denoiser = super().load_denoiser(base, expert, device, dtype, keeping)
         _keep_exact(denoiser.condition_embedder.time_embedder)
         return denoiser
 
@@ -279,7 +287,7 @@ class Wan(OfDiffusers):
             image = torch.stack([item["image"] for item in items]).to(device, dtype)
         return denoiser(given, times, tokens, image, return_dict=False)[0].float()
 
-    def loss(
+    def answer(
         self,
         denoiser: nn.Module,
         latents: Tensor,
@@ -287,18 +295,21 @@ class Wan(OfDiffusers):
         noise_level: Tensor,
         items: list[Conditions],
         texts: list[Conditions],
-    ) -> Tensor:
-        noisy = noised(latents, noise, noise_level)
+    ) -> Answer:
+        noisy, target = noised(latents, noise, noise_level), noise - latents
         clean = self._clean_frames(latents, items)
         weight = weight_of(items, latents)
         if clean is None:
-            return velocity_loss(self.velocity(denoiser, noisy, noise_level, items, texts), latents, noise, weight)
+            return Answer(self.velocity(denoiser, noisy, noise_level, items, texts), target, weight)
         is_clean = clean[:, None, :, None, None]
         predicted = self.velocity(
             denoiser, torch.where(is_clean, latents, noisy), noise_level, items, texts, clean=clean
         )
         learnt = (~is_clean).float()
-        return velocity_loss(predicted, latents, noise, learnt if weight is None else learnt * weight)
+        return Answer(predicted, target, learnt if weight is None else learnt * weight)
+
+    def noise_to_signal(self, noise_level: Tensor) -> Tensor:
+        return noise_to_signal(noise_level)
 
     def _clean_frames(self, latents: Tensor, items: list[Conditions]) -> Tensor | None:
         """(b, f), which latent frames are given clean, as items say; None where none is."""

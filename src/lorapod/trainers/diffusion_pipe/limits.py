@@ -62,7 +62,7 @@ def check(recipe: Recipe, entry: Entry) -> None:
             "The recipe asks for others in `saving.formats`.",
             'Set `formats = ["comfyui"]`, and make the others with `lorapod lora convert` afterwards.',
         )
-    swapped, most = own.get("blocks_to_swap", 0), MOST_SWAPPED.get(entry.name, 38)
+    swapped, most = own.get("blocks_to_swap", recipe.training.swap_blocks), MOST_SWAPPED.get(entry.name, 38)
     if isinstance(swapped, int) and swapped > most:
         raise RequestError(
             f"diffusion-pipe cannot swap {swapped} blocks of {entry.title}",
@@ -85,7 +85,7 @@ def _check_adapter(recipe: Recipe, kind: str) -> None:
     if adapter.kind not in (AdapterKind.LORA, AdapterKind.LOKR):
         who = "builtin and musubi" if adapter.kind is AdapterKind.LOHA else "builtin"
         raise _cannot(f"train adapters of kind {adapter.kind.value}", "adapter.kind", who)
-    if beyond := beyond_external(adapter):
+    if beyond := beyond_external(recipe):
         raise _cannot(*beyond, "builtin")
     if adapter.kind is AdapterKind.LOKR and kind in ("flux", "sdxl"):
         raise _cannot(f"train a LoKr of {kind}", "adapter.kind", "no trainer that lorapod knows")

@@ -16,6 +16,7 @@ from lorapod.recipe import Recipe
 from lorapod.recipe.schema import (
     ExpertChoice,
     OptimizerKind,
+    Quantization,
     Targets,
     TimestepSampling,
 )
@@ -95,8 +96,10 @@ def _range(pair: Entry, expert: ExpertChoice) -> tuple[float, float] | None:
     return catalogue()[name].timesteps if name in catalogue() else None
 
 
-def keeps_fp8(entry: Entry) -> bool:
-    """Whether the denoiser's weights are kept in fp8 by default."""
+def keeps_fp8(entry: Entry, recipe: Recipe) -> bool:
+    """Whether the denoiser's weights are kept in fp8: where the recipe says so, or leaves it open and they are large."""
+    if recipe.base_model.quantize is not Quantization.AUTO:
+        return recipe.base_model.quantize is Quantization.FP8
     return (entry.parameters or 0) >= LARGE and model_type(entry) not in ("sdxl", "z_image")
 
 
@@ -108,7 +111,7 @@ def model_table(
     training = recipe.training
     dtype = {"bf16": "bfloat16", "fp32": "float32"}[training.precision.value]
     table: dict[str, Any] = {"type": kind, **_files(kind, entry, files, denoiser), "dtype": dtype}
-    if keeps_fp8(entry):
+    if keeps_fp8(entry, recipe):
         table["transformer_dtype"] = "float8"
     if training_adapter is not None:
         table["merge_adapters"] = [str(training_adapter)]

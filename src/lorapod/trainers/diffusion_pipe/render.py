@@ -16,7 +16,7 @@ import tomlkit
 
 from lorapod.models import Entry
 from lorapod.recipe import Recipe
-from lorapod.recipe.schema import AdapterKind, ClipWindows, OptimizerKind, Precision
+from lorapod.recipe.schema import AdapterKind, Checkpointing, ClipWindows, OptimizerKind, Precision
 from lorapod.trainers.diffusion_pipe.limits import check, own_options
 from lorapod.trainers.diffusion_pipe.models import (
     OPTIMIZERS,
@@ -109,7 +109,7 @@ def _main(
         "lr_scheduler": recipe.optimizer.schedule.value,
         "warmup_steps": recipe.optimizer.warmup_steps,
         "uncond_fraction": recipe.datasets[0].caption_dropout,
-        "activation_checkpointing": training.gradient_checkpointing,
+        "activation_checkpointing": training.gradient_checkpointing is not Checkpointing.OFF,
         "pipeline_stages": 1,
         "caching_batch_size": 1,
         "save_dtype": "bfloat16" if saving.precision is Precision.BF16 else "float32",
@@ -132,7 +132,7 @@ def _main(
         # The last step is evaluated as well.
         at_steps = recipe.evaluation.every or training.steps
         config |= {"eval_every_n_steps": at_steps} if at_steps else {"eval_every_n_epochs": config["epochs"]}
-    config |= _memory(entry, context)
+    config |= _memory(recipe, entry, context)
     adapter: dict[str, Any] = {
         "type": recipe.adapter.kind.value,
         "rank": recipe.adapter.rank,
@@ -167,8 +167,10 @@ def _checkpoint_epochs(recipe: Recipe, context: RenderContext) -> int:
     return max(1, round(every / of_epoch)) if of_epoch else 1
 
 
-def _memory(entry: Entry, context: RenderContext) -> dict[str, Any]:
-    """What its examples for 24 GB set, on a GPU of that size."""
+def _memory(recipe: Recipe, entry: Entry, context: RenderContext) -> dict[str, Any]:
+    """What the recipe says; where it leaves it open, what its examples for 24 GB set, on a GPU of that size."""
+    if isinstance(recipe.training.swap_blocks, int):
+        return {"blocks_to_swap": recipe.training.swap_blocks} if recipe.training.swap_blocks else {}
     if context.gpu_gigabytes is None or context.gpu_gigabytes >= SMALL_GPU or (entry.parameters or 0) < 12e9:
         return {}
     if model_type(entry) == "wan":
@@ -296,7 +298,7 @@ def _notes(recipe: Recipe, entry: Entry, context: RenderContext, own: Mapping[st
     if recipe.previews.at_start or recipe.previews.every or recipe.previews.at_end:
         notes.append("diffusion-pipe draws no previews; look at a LoRA with `lorapod sample` or in ComfyUI.")
     notes.append("diffusion-pipe has no seed of its own: two runs of this recipe differ a little.")
-    if keeps_fp8(entry) and "transformer_dtype" not in own.get("model", {}):
+    if keeps_fp8(entry, recipe) and "transformer_dtype" not in own.get("model", {}):
         notes.append(
             f"The weights of {entry.title} are kept in fp8, as is usual for a LoRA of it; for bf16 set "
             '`transformer_dtype = "bfloat16"` in [trainer_options.diffusion-pipe.model].'

@@ -20,10 +20,12 @@ from lorapod.models import Entry
 from lorapod.recipe import Recipe
 from lorapod.recipe.schema import (
     AdapterKind,
+    Checkpointing,
     ClipWindows,
     LoraFormat,
     OptimizerKind,
     Precision,
+    Quantization,
     ScheduleKind,
     Targets,
     TimestepSampling,
@@ -90,7 +92,7 @@ def check(recipe: Recipe, entry: Entry) -> None:
     training, adapter = recipe.training, recipe.adapter
     if adapter.kind not in (AdapterKind.LORA, *_NETWORKS):
         raise _cannot(f"train adapters of kind {adapter.kind.value}", "adapter.kind", "builtin can")
-    if beyond := beyond_external(adapter):
+    if beyond := beyond_external(recipe):
         raise _cannot(*beyond, "builtin can")
     if adapter.continue_from:
         raise _cannot("start from a LoRA file in the key layouts of lorapod", "adapter.continue_from", "builtin can")
@@ -309,9 +311,12 @@ def _training(
     options: Options = {"task": entry.trainers["musubi"].options.get("task"), **_version(entry)}
     options |= {"dit": context.model_files[network.part], "sdpa": True}
     options["mixed_precision"] = "no" if training.precision is Precision.FP32 else network.dtype
-    if (entry.parameters or 0) >= FP8_FROM_PARAMETERS and training.precision is not Precision.FP32:
+    large = (entry.parameters or 0) >= FP8_FROM_PARAMETERS and training.precision is not Precision.FP32
+    if (quantize := recipe.base_model.quantize) is Quantization.FP8 or (quantize is Quantization.AUTO and large):
         options |= {"fp8_base": True, "fp8_scaled": True}
-    options["gradient_checkpointing"] = training.gradient_checkpointing
+    options["gradient_checkpointing"] = training.gradient_checkpointing is not Checkpointing.OFF
+    if isinstance(training.swap_blocks, int) and training.swap_blocks:
+        options["blocks_to_swap"] = training.swap_blocks
     options["compile"] = training.compile is True  # its own default, which `auto` leaves it at, is not to
     options |= _adapter(recipe, context, architecture) | _optimizer(recipe) | _noise(recipe, network, architecture)
     if training.epochs is not None:

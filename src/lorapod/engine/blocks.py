@@ -1,0 +1,39 @@
+"""The repeated blocks of a denoiser, where nearly all of its weights and arithmetic are, and how they are held."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from lorapod.recipe.schema import Quantization
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """How the weights of a denoiser's blocks are held.
+
+    Attributes:
+        quantize: In how many bits.
+        swapped: How many blocks wait on the host.
+    """
+
+    quantize: Quantization = Quantization.NONE
+    swapped: int = 0
+
+
+FULLY = Keeping()
+"""In the model's own precision, on the device."""
+
+
+def blocks_of(denoiser: nn.Module) -> dict[str, nn.Module]:
+    """Its blocks by name, in the order in which they compute; empty where its class names none."""
+    kinds = set(getattr(denoiser, "_repeated_blocks", None) or ())
+    return {name: module for name, module in denoiser.named_modules() if type(module).__name__ in kinds}
+
+
+def swapped_of(names: Sequence[str], count: int) -> list[str]:
+    """`count` of the blocks, spread evenly over them."""
+    count = min(count, len(names))
+    return [names[index * len(names) // count] for index in range(count)]
