@@ -143,13 +143,14 @@ def test_a_window_that_changes_its_size_in_the_middle_goes_on(open_terminal: Ope
 
 
 def test_in_a_narrow_window_names_stay_whole_and_what_is_cut_is_said_below(tmp_path: Path, open_terminal: Open) -> None:
-    fakes.smi(tmp_path / "bin", (fakes.RTX4090,))
+    fakes.smi(tmp_path / "bin", (fakes.RTX4090.but(mebibytes=8192),))
     terminal = open_terminal(columns=40, environment={"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"})
     begin(terminal)
     shown = terminal.wait(QUESTIONS[0])
-    assert "- FLUX.1-dev (needs about" in shown and "- Wan 2.1 T2V 14B (needs" in shown
+    said = " ".join(shown.split())
+    assert "not here (needs at least" in said and "this one has 8): Wan 2.1 T2V 14B, Wan 2.2" in said
     told = " ".join(shown.partition("Description:")[2].split())
-    assert "Z-Image-Turbo: pictures, 21 GB to fetch, 16 GB of GPU memory" in told
+    assert "Stable Diffusion XL base 1.0: pictures, 7 GB to fetch" in told
 
 
 def test_a_training_that_was_stopped_is_offered_again_and_goes_on_to_its_end(

@@ -156,7 +156,7 @@ class ListAsker:
             )
         for reason in shared:
             names = ", ".join(_name(choice) for choice in question.choices if choice.lacks == reason)
-            choices.append(questionary.Separator(wrapped(f"not here, as {reason}: {names}", "     ", at).lstrip()))
+            choices.append(questionary.Separator(wrapped(f"not here ({reason}): {names}", "     ", at).lstrip()))
         if question.other:
             choices.append(questionary.Choice(_cut(question.other, at), value=_OTHER))
         asked = questionary.select(
