@@ -41,7 +41,7 @@ docs: $(VENV)/.installed-dev ## Write the generated pages of docs/
 docs-check: $(VENV)/.installed-dev ## Check that the generated pages of docs/ say what the code says
 	@$(BIN)/python tools/docs.py --check
 
-lock: $(VENV)/.installed-dev ## Pin by hash what the container holds (docker/requirements.lock)
+lock: $(VENV)/.installed-dev ## Pin by hash what the container holds (docker/*.lock)
 	@$(BIN)/python tools/lock.py
 
 bench: $(VENV)/.installed-dev ## Run the benchmarks, one after the other

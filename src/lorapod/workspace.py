@@ -40,6 +40,20 @@ POD_VOLUME = Path("/workspace")
 DATASET_FOLDERS = ("image_dataset_here", "video_dataset_here")
 """Where a person who rents a pod puts pictures and clips."""
 _OLD_TEMPLATE = "diffusion_pipe_working_folder"
+_OLD_MARKS = ("diffusion_pipe", "runpod-diffusion_pipe", "interactive_start_training.sh", "Captioning", "HowToUse.txt")
+"""What the old template puts into its workspace."""
+_OLD_SETTINGS = ("runpod-diffusion_pipe/toml_files/*.toml", "diffusion_pipe/examples/*.toml")
+
+
+def left_by_old_template(workspace: Workspace) -> tuple[str, ...]:
+    """What the old template put into the workspace, by name; () where it is none of its."""
+    return tuple(mark for mark in _OLD_MARKS if (workspace.root / mark).exists())
+
+
+def old_settings(workspace: Workspace) -> list[Path]:
+    """The trainings' settings that the old template left, which `lorapod recipe import` reads; newest first."""
+    found = [path for pattern in _OLD_SETTINGS for path in workspace.root.glob(pattern) if path.name != "dataset.toml"]
+    return sorted(found, key=lambda path: -path.stat().st_mtime)
 
 
 def find_workspace(override: Path | None = None) -> Workspace:

@@ -77,12 +77,23 @@ def test_everything_is_locked_by_hash_and_fits_what_lorapod_asks_for() -> None:
     extras = project["optional-dependencies"]
     asked = [
         *project["dependencies"],
-        *(r for name in ("engine", "captions", "optimizers", "pod") for r in extras[name]),
+        *(r for name in ("engine", "captions", "tagger", "optimizers", "pod") for r in extras[name]),
     ]
     for text in asked:
         requirement = Requirement(text)
         version = versions[requirement.name.replace("_", "-").lower()]
         assert requirement.specifier.contains(version), f"{text} is locked at {version}: run `make lock`"
+
+
+def test_what_builds_the_wheel_is_locked_by_hash_too() -> None:
+    from packaging.requirements import Requirement
+
+    lock = (ROOT / "docker/build.lock").read_text(encoding="utf-8")
+    versions = dict(re.findall(r"^([a-z0-9-]+)==([^ ]+)", lock, re.MULTILINE))
+    assert lock.count("--hash=sha256:") >= len(versions) > 1
+    backend = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    assert all(Requirement(text).specifier.contains(versions[Requirement(text).name]) for text in backend)
+    assert "uv build --wheel --python /usr/bin/python3.12 --build-constraints build.lock --require-hashes" in DOCKERFILE
 
 
 def test_torch_is_the_one_for_the_driver_floor_that_the_docs_state() -> None:

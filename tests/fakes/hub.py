@@ -229,6 +229,7 @@ class _HubHandler(_Handler):
         routes: list[tuple[str, Callable[..., None]]] = [
             (r"/api/models/([^/]+/[^/]+)/auth-check", self._auth_check),
             (r"/api/models/([^/]+/[^/]+)/revision/([^/]+)", self._info),
+            (r"/api/models/([^/]+/[^/]+)/tree/([^/]+)", self._tree),
             (r"/api/models/([^/]+/[^/]+)", self._info),
             (r"/api/v1/model-versions/(\d+)", self._civitai_version),
             (r"/api/download/models/(\d+)", self._civitai_download),
@@ -297,6 +298,21 @@ class _HubHandler(_Handler):
                 "siblings": siblings,
             }
         )
+
+    def _tree(self, repo_id: str, revision: str) -> None:
+        repo = self._visible(repo_id)
+        if repo is None:
+            return
+        if revision not in repo.branches:
+            self.refuse(404, "RevisionNotFound")
+            return
+        listing = []
+        for name, content in repo.files.items():
+            one: dict[str, Any] = {"type": "file", "oid": git_sha1(content), "size": len(content), "path": name}
+            if len(content) >= LFS_FROM:
+                one["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
+            listing.append(one)
+        self.say_json(listing)
 
     def _resolve(self, repo_id: str, revision: str, name: str) -> None:
         repo = self._visible(repo_id)

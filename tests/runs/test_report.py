@@ -246,11 +246,33 @@ def test_recipe_that_cannot_be_read_is_still_shown(write: Write) -> None:
 def test_data_is_summed_up_where_it_is_known(write: Write, tmp_path: Path) -> None:
     buckets = [{"bucket": "128x96", "items": 14, "lost": 0.034}]
     (tmp_path / "data.json").write_text(
-        json.dumps({"datasets": [{"path": "/x/momo", "items": 20, "validation": 4, "buckets": buckets}]})
+        json.dumps(
+            {
+                "datasets": [{"path": "/x/momo", "items": 20, "validation": 4, "buckets": buckets}],
+                "unused": [{"path": "/x/momo/torn.png", "why": "The file cannot be read."}],
+            }
+        )
     )
     text = text_of(write(step(1), DONE))
-    for expected in ("20 items, 4 held out", "128x96", "3.4%"):
+    for expected in (
+        "20 trained on, 4 held out",
+        "128x96",
+        "3.4%",
+        "1 not trained on",
+        "torn.png: The file cannot be read",
+    ):
         assert expected in text
+
+
+def test_the_verdict_and_warnings_come_before_pictures_and_curves(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora/a.safetensors").write_bytes(b"x")
+    lora = {"type": "lora", "step": 2, "path": "lora/a.safetensors", "format": "comfyui"}
+    text = text_of(
+        write(step(1), step(2), preview(tmp_path, 0), lora, {"type": "warning", "message": "Odd thing"}, DONE)
+    )
+    places = [text.index(each) for each in ("The LoRA", "Odd thing", "Previews", "Training loss")]
+    assert places == sorted(places)
 
 
 def test_folder_without_a_run_is_refused(tmp_path: Path) -> None:

@@ -58,9 +58,9 @@ class Terminal:
                 {"OMP_NUM_THREADS": "1", "TERM": "xterm-256color", "LORAPOD_RUNTIME": str(workspace / "rt")}
             )
             os.environ.update(environment or {})
-            os.execv(
-                sys.executable, [sys.executable, "-m", "lorapod.cli.main", "--workspace", str(workspace), *arguments]
-            )
+            # The environment is given, as readline puts COLUMNS behind Python's back where pytest has loaded it.
+            command = [sys.executable, "-m", "lorapod.cli.main", "--workspace", str(workspace), *arguments]
+            os.execve(sys.executable, command, dict(os.environ))
         fcntl.ioctl(self.fd, termios.TIOCSWINSZ, size)
 
     def read(self, seconds: float = 0.05) -> bool:

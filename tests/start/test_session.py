@@ -125,6 +125,67 @@ def test_any_line_of_the_summary_can_be_changed_by_its_number(tmp_path: Path) ->
         session.change(99)
 
 
+def test_the_goal_and_the_number_of_pictures_decide_how_long_is_trained_and_the_summary_says_so(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "mine", 30, captions="zorb on a hill {}")
+    said = {}
+    for goal in ("character", "style"):
+        session = session_on(tmp_path / goal, gpu(24))
+        session.take(Answers(model="sdxl", goal=goal, data=[folder]))
+        session.fill()
+        lines = {step.key: text for _, step, text in session.numbered()}
+        said[goal] = lines
+        steps = checked_recipe(session, write_recipe(session)).training.steps
+        assert lines["steps"].startswith(f"{steps} steps: each picture about")
+    assert said["character"]["steps"] == "3000 steps: each picture about 100 times, as is usual"
+    assert said["style"]["steps"] == "1500 steps: each picture about 50 times, as is usual"
+    assert "leave the face and body" in said["character"]["goal"] and "brushwork" in said["style"]["goal"]
+
+
+def test_the_size_is_said_can_be_changed_and_is_what_the_pictures_are_checked_for(tmp_path: Path) -> None:
+    from lorapod.cli.start_ask import PlainAsker
+    from lorapod.cli.start_shown import say_worst
+
+    folder = folder_of(tmp_path / "mine", 12, captions="zorb on a hill {}")
+    session = session_on(tmp_path / "w", gpu(24))
+    session.take(Answers(model="sdxl", goal="style", data=[folder]))
+    session.fill()
+    [(number, _, text)] = [row for row in session.numbered() if row[1].key == "size"]
+    assert text == "about 1024x1024 pixels, each in its own shape"
+    session.change(number)
+    with pytest.raises(RequestError, match="no size"):
+        session.answer("huge")
+    session.answer("64 px")
+    assert session.unusable is None  # to be looked at anew
+    say_worst(session, PlainAsker())
+    assert checked_recipe(session, write_recipe(session)).datasets[0].resolutions == [64]
+    assert "64x64 pixels, each in its own shape (usual: 1024)" in [row[2] for row in session.numbered()][number - 1]
+
+
+def test_a_workspace_of_the_old_template_is_used_as_it_is_and_its_settings_are_pointed_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lorapod.cli.start_ask import PlainAsker
+    from lorapod.cli.start_shown import welcome
+
+    root = tmp_path / "w"
+    folder_of(root / "image_dataset_here", 12, captions="zorb on a hill {}")
+    for name in ("runpod-diffusion_pipe/toml_files/flux.toml", "diffusion_pipe/examples/dataset.toml", "models/Wan/a.pt",
+                 "training_outputs/flux/20250101_00-00-00/epoch40/adapter_model.safetensors", "HowToUse.txt"):  # fmt: skip
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(f"{name} = 1")
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    monkeypatch.setattr("builtins.input", lambda text="": "")
+    session = session_on(root, gpu(24))
+    welcome(session, PlainAsker())
+    said = " ".join(capsys.readouterr().out.split())
+    assert "workspace is that of the old template" in said
+    assert f"lorapod recipe import {root}/runpod-diffusion_pipe/toml_files/flux.toml" in said
+    asked(session)
+    recipe = checked_recipe(session, write_recipe(session))
+    assert recipe.datasets[0].path == root / "image_dataset_here" and recipe.datasets[0].trigger_word == "zorb"
+    assert {path: path.read_bytes() for path in before} == before
+
+
 def test_back_from_a_line_that_is_changed_leaves_it_as_it_was(tmp_path: Path) -> None:
     session = session_on(tmp_path / "w")
     asked(session)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fakes import gpus as fakes
+from lorapod.runs import find_run, stop_run
 from lorapod.start.answers import kept_in
 from lorapod.workspace import Workspace
 from start.helpers import folder_of
@@ -21,7 +22,7 @@ QUESTIONS = (
     "Which base model",
     "What is the LoRA to learn",
     "Where are your pictures",
-    "By which word",
+    "Which word is to call it",
     "to be called",
 )
 
@@ -139,6 +140,63 @@ def test_a_window_that_changes_its_size_in_the_middle_goes_on(open_terminal: Ope
     time.sleep(0.3)
     through(terminal, "lorapod demo model", *QUESTIONS[1:])
     terminal.wait("Enter begins")
+
+
+def test_in_a_narrow_window_names_stay_whole_and_what_is_cut_is_said_below(tmp_path: Path, open_terminal: Open) -> None:
+    fakes.smi(tmp_path / "bin", (fakes.RTX4090.but(mebibytes=8192),))
+    terminal = open_terminal(columns=40, environment={"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"})
+    begin(terminal)
+    shown = terminal.wait(QUESTIONS[0])
+    said = " ".join(shown.split())
+    assert "not here (needs at least" in said and "this one has 8): Wan 2.1 T2V 14B, Wan 2.2" in said
+    told = " ".join(shown.partition("Description:")[2].split())
+    assert "Stable Diffusion XL base 1.0: pictures, 7 GB to fetch" in told
+
+
+def test_a_training_that_was_stopped_is_offered_again_and_goes_on_to_its_end(
+    tmp_path: Path, open_terminal: Open
+) -> None:
+    folder_of(tmp_path / "w/image_dataset_here", 12, captions="zorb on hill {}")
+    terminal = open_terminal("--steps", "12", "--plain")
+    begin(terminal)
+    through(terminal, *QUESTIONS, "Enter begins", "Enter goes on")
+    terminal.wait("Run ", 60)
+    stop_run(find_run(None, Workspace(tmp_path / "w")))
+    assert terminal.end(120) == 130
+    again = open_terminal("--plain")
+    begin(again)
+    shown = again.wait("ended early, at step")
+    assert "1. go on with it, from its newest checkpoint" in shown
+    again.press(ENTER)
+    assert again.end(120) == 0
+    assert list((tmp_path / "w").rglob("lora/zorb.safetensors"))
+    third = open_terminal("--plain")
+    begin(third)
+    third.wait(QUESTIONS[0])  # nothing is left to go on with
+
+
+def test_a_gpu_that_lacks_what_every_preset_needs_is_spoken_of_before_the_first_question(
+    tmp_path: Path, open_terminal: Open
+) -> None:
+    fakes.smi(tmp_path / "bin", (fakes.T4,))
+    terminal = open_terminal(lines=60, environment={"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"})
+    shown = terminal.wait("Press Enter to begin")
+    assert "Careful: The Tesla T4 does not compute in bfloat16" in shown
+
+
+def test_keys_pressed_right_after_escape_belong_to_the_next_question(tmp_path: Path, open_terminal: Open) -> None:
+    terminal = open_terminal()
+    begin(terminal)
+    through(terminal, *QUESTIONS)
+    terminal.wait("Enter begins")
+    terminal.press("1", ENTER)
+    terminal.wait(QUESTIONS[0])
+    terminal.press(ESCAPE)
+    time.sleep(0.7)
+    terminal.press("9", "9", ENTER)
+    terminal.wait("There is no line 99")
+    terminal.press("x", ENTER)
+    terminal.wait("'x' is none of these")
 
 
 def test_escape_goes_back_and_a_number_changes_a_line(open_terminal: Open) -> None:

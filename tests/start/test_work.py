@@ -10,15 +10,20 @@ import pytest
 import tomlkit
 from huggingface_hub import constants
 
+from captioning.tiny_llava import make as make_llava
 from fakes.hub import FakeHub, Repo
 from fakes.hub_models import entry, safetensors
 from fakes.openai_server import FakeOpenAI
+from lorapod.captioning.joycaption import REPOSITORY
+from lorapod.cli.start_shown import summary_lines
 from lorapod.errors import LorapodError
 from lorapod.models.catalogue import entries
 from lorapod.start.answers import Answers
+from lorapod.start.data import contents_of
 from lorapod.start.session import Session
+from lorapod.start.steps_captions import CaptionerStep
 from lorapod.start.work import Job, StoppedError, jobs_of, stop_all
-from start.helpers import folder_of, session_on
+from start.helpers import folder_of, gpu, session_on
 
 
 @pytest.fixture
@@ -116,6 +121,38 @@ def test_one_that_fails_leaves_the_other_to_end(tmp_path: Path, hub: FakeHub, se
     assert jobs[0].error is None and isinstance(jobs[1].error, LorapodError)
     session.forget_contents()
     assert not session.contents.bare
+
+
+def test_a_captioner_of_this_machine_is_fetched_with_its_bar_stops_and_goes_on(tmp_path: Path, hub: FakeHub) -> None:
+    pytest.importorskip("transformers")
+    made = make_llava(tmp_path / "llava")
+    files = {file.name: file.read_bytes() for file in made.iterdir()}
+    files["more.safetensors"] = bytes(35_000_000)  # the hub's client takes ten megabytes at a time
+    hub.repos[REPOSITORY] = Repo(files)
+    session = session_on(tmp_path / "w", gpu(24), environment={"LORAPOD_CAPTION_ON_CPU": "1", "LORAPOD_VLLM": "0"})
+    assert "17 GB to fetch" in next(each.title for each in CaptionerStep().question(asking(session, tmp_path)).choices)
+    assert "joycaption (17 GB to fetch)" in " ".join(summary_lines(session))
+    hub.bytes_per_second = 12_000_000.0
+    [job] = start(session)
+    until(lambda: "fetching the captioner" in job.said and 0 < job.done < (job.total or 0))
+    stop_all([job])
+    assert isinstance(job.error, StoppedError)
+    hub.bytes_per_second = None
+    [job] = start(session)
+    until(lambda: job.is_over, 60)
+    assert job.error is None, job.error
+    assert not session.facts.captioner_gigabytes("joycaption")
+    assert (
+        len(job.notes) + len(contents_of([tmp_path / "mine"]).captioned) == 2
+    )  # random weights may say nothing of use
+
+
+def asking(session: Session, root: Path) -> Session:
+    """The session with two pictures without captions, and JoyCaption to write them."""
+    answers = Answers(model="demo", goal="character", data=[folder_of(root / "mine", 2)], captioner="joycaption")
+    session.take(answers)
+    session.fill()
+    return session
 
 
 def test_there_is_nothing_to_do_where_everything_is_here(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def create(options: Options) -> Captioner:
             "Take another captioner, or set LORAPOD_CAPTION_ON_CPU=1 (minutes for each picture).",
         )
     precision = "fp32" if on_cpu and gigabytes < FOUR_BIT_GB else precision_for(gigabytes)
-    folder = find_model(options.model or REPOSITORY, options.models, options.environment)
+    folder = find_model(options.model or REPOSITORY, options.models, options.environment, heard=options.heard)
     vllm = find_vllm() if options.environment.get("LORAPOD_VLLM") != "0" else None
     if vllm and precision == "bf16" and options.models is not None and not options.batch:
         log = options.models / "captioners" / "vllm.log"

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,12 +155,52 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return type(error).__name__ == "OutOfMemoryError"
 
 
-def find_model(name: str, models: Path | None, environment: Mapping[str, str], only: list[str] | None = None) -> Path:
+def _heard_by(heard: Callable[[float, float], None]) -> type[Any]:
+    """A bar that draws nothing and tells how many bytes there are. The client makes several: of files, of bytes from the
+    network, of bytes written; the one that is furthest counts."""
+    from huggingface_hub.utils.tqdm import tqdm
+
+    lock = threading.Lock()
+    bars: list[Any] = []
+
+    class Heard(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs | {"disable": True})  # type: ignore[no-untyped-call]
+            self.bytes = kwargs.get("initial") or 0.0
+            if kwargs.get("unit") == "B":
+                with lock:
+                    bars.append(self)
+
+        def update(self, n: float | None = 1) -> None:
+            with lock:
+                self.bytes += n or 0.0
+                done = max((bar.bytes for bar in bars), default=0.0)
+                total = max((bar.total or 0.0 for bar in bars), default=0.0)
+            heard(done, total)
+
+    return Heard
+
+
+def fetched_folder(name: str, models: Path) -> Path | None:
+    """Where a model of the Hub lies that was fetched whole; None where it was not."""
+    folder = models / "captioners" / name.replace("/", "--")
+    return folder if (folder / _REVISION).is_file() else None
+
+
+def find_model(
+    name: str,
+    models: Path | None,
+    environment: Mapping[str, str],
+    only: list[str] | None = None,
+    heard: Callable[[float, float], None] | None = None,
+) -> Path:
     """The folder of a model: one on disk, or one that is fetched from the Hub into `models`, at the revision that was
     fetched first; nothing is upgraded unasked.
 
     Args:
         only: Files that are needed of it; None for all but old formats of weights.
+        heard: Told, from any thread, bytes that are there and bytes in all as they are known so far, in place of bars on
+            the terminal; what it raises ends the download, which goes on from there the next time.
 
     Raises:
         RequestError: There is no place to fetch it to.
@@ -170,20 +211,28 @@ def find_model(name: str, models: Path | None, environment: Mapping[str, str], o
         return local.absolute()
     if models is None:
         raise RequestError(f"There is no folder {name}", "", "Name the folder of the model.")
+    here = fetched_folder(name, models)
+    if here is not None:
+        return here
     folder = models / "captioners" / name.replace("/", "--")
-    noted = folder / _REVISION
-    revision = json.loads(noted.read_text(encoding="utf-8"))["revision"] if noted.is_file() else None
-    if revision:
-        return folder
     import httpx
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    from lorapod.models.hub import endpoint
+
     token = environment.get("HF_TOKEN") or None
     try:
-        found = HfApi(token=token).model_info(name, revision=revision).sha
+        found = HfApi(endpoint=endpoint(), token=token).model_info(name).sha
         snapshot_download(
-            name, revision=found, local_dir=folder, token=token, allow_patterns=only, ignore_patterns=["*.bin", "*.pth"]
+            name,
+            revision=found,
+            local_dir=folder,
+            endpoint=endpoint(),
+            token=token,
+            allow_patterns=only,
+            ignore_patterns=["*.bin", "*.pth"],
+            tqdm_class=_heard_by(heard) if heard else None,
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
         raise FetchError(
@@ -191,5 +240,5 @@ def find_model(name: str, models: Path | None, environment: Mapping[str, str], o
             " ".join(str(error).split())[:300],
             "Check the connection and HF_TOKEN; what has arrived is kept, and the same command goes on.",
         ) from error
-    write_text_whole(noted, json.dumps({"repository": name, "revision": found}) + "\n")
+    write_text_whole(folder / _REVISION, json.dumps({"repository": name, "revision": found}) + "\n")
     return folder

@@ -48,11 +48,16 @@ def create(options: Options) -> LocalCaptioner:
             f"The largest here has {gigabytes:.0f} GB." if gigabytes else "There is none here.",
             "Take another captioner, or set LORAPOD_CAPTION_ON_CPU=1 (minutes for each picture).",
         )
-    size = next((size for least, size in SIZES if gigabytes >= least), "2B")
-    name = options.model or f"Qwen/Qwen3-VL-{size}-Instruct"
-    folder = find_model(name, options.models, options.environment)
+    name = options.model or repository_for(gigabytes)
+    folder = find_model(name, options.models, options.environment, heard=options.heard)
     device = "cpu" if gigabytes < SIZES[-1][0] else "cuda"
     return LocalCaptioner("qwen-vl", QwenVL(folder, device, options.frames), options.batch or _MADE_AT_ONCE)
+
+
+def repository_for(gigabytes: float) -> str:
+    """The largest size that a GPU of so many GB (2^30 bytes) holds."""
+    size = next((size for least, size in SIZES if gigabytes >= least), SIZES[-1][1])
+    return f"Qwen/Qwen3-VL-{size}-Instruct"
 
 
 class QwenVL:

@@ -42,6 +42,8 @@ class Options:
         clips_as_video: Clips are sent as they are.
         models: Where models of captioners are kept; None for nowhere.
         batch: Pictures that a local model takes at a time; 0 for as many as fit.
+        heard: Told bytes and bytes in all while a model is fetched, from any thread; what it raises ends that. None for
+            bars on the terminal.
         environment: Environment variables, over those of the workspace's `.env`.
     """
 
@@ -55,6 +57,7 @@ class Options:
     clips_as_video: bool = False
     models: Path | None = None
     batch: int = 0
+    heard: Callable[[float, float], None] | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -211,6 +214,10 @@ def lacks(name: str, environment: Mapping[str, str], gpu_gb: float) -> list[str]
         wants.append("OPENAI_API_KEY or OPENAI_BASE_URL")
     if known.packages == _LOCAL and gpu_gb < _JOYCAPTION_GB:
         wants.append(f"a GPU with {_JOYCAPTION_GB:.0f} GB")
+    elif name == "joycaption" and not wants:
+        from lorapod.captioning.joycaption import BF16_GB
+
+        wants += ["the package bitsandbytes"] if gpu_gb < BF16_GB and find_spec("bitsandbytes") is None else []
     return wants
 
 

@@ -37,7 +37,7 @@ def create(options: Options) -> LocalCaptioner:
         FetchError: It cannot be fetched.
     """
     wanted = ["model.onnx", "selected_tags.csv"]
-    folder = find_model(options.model or REPOSITORY, options.models, options.environment, only=wanted)
+    folder = find_model(options.model or REPOSITORY, options.models, options.environment, wanted, options.heard)
     return LocalCaptioner("tagger", Tagger(folder), options.batch or _AT_ONCE)
 
 

@@ -34,6 +34,14 @@ def new_command(
     data: Annotated[Path, typer.Option("--data", help="Folder of pictures with their captions.")],
     trainer: Annotated[str, typer.Option("--trainer", help="What trains.")] = "builtin",
     name: Annotated[str | None, typer.Option("--name", help="Name of the LoRA; else the data folder's.")] = None,
+    goal: Annotated[
+        str | None,
+        typer.Option(
+            "--goal",
+            help="character, style, concept or motion: how long to train follows from it and from the number of items.",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="File to write; else the recipe is printed.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file if there is one.")] = False,
 ) -> None:
@@ -49,6 +57,8 @@ def new_command(
         raise RequestError(
             f"{out} is there already", "It was left as it is.", "Give another file, or --force to overwrite it."
         )
+    if goal is not None and goal not in list(recipes.Goal):
+        raise RequestError(f"There is no goal {goal!r}", "", f"Choose one of {', '.join(recipes.Goal)}.")
     known = model in recipes.presets.names() or recipes.presets.is_added(model, _workspace(context))
     text = recipes.new(
         model if known or not Path(model).expanduser().is_dir() else _as_seen_from(Path(model), None).as_posix(),
@@ -56,12 +66,31 @@ def new_command(
         trainer,
         name,
         _workspace(context),
+        recipes.Goal(goal) if goal else None,
+        _items_in(data.expanduser()) if goal else 0,
     )
     if out is None:
         typer.echo(text, nl=False)
         return
     write_text_whole(out, text)
     typer.echo(f"Wrote {out}. Next: look through it, then `lorapod train {out}`.")
+
+
+def _items_in(folder: Path) -> int:
+    """How many pictures and clips the folder holds.
+
+    Raises:
+        RequestError: It cannot be looked into.
+    """
+    from lorapod.data.walk import Kind, walk
+
+    try:
+        folders, _ = walk(folder, recursive=False)
+    except OSError as error:
+        raise RequestError(
+            f"{folder} cannot be looked into", error.strerror or "", "Check that you may read it."
+        ) from error
+    return sum(len(each.paths(Kind.PICTURE, Kind.CLIP)) for each in folders)
 
 
 def _workspace(context: typer.Context) -> Workspace | None:

@@ -44,6 +44,9 @@ def start(
     ] = None,
     trainer: Annotated[str | None, typer.Option(help="What trains.", show_default=False)] = None,
     name: Annotated[str | None, typer.Option(help="Name of the LoRA.", show_default=False)] = None,
+    size: Annotated[
+        int | None, typer.Option(min=64, max=4096, help="Side in pixels to train at.", show_default=False)
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="How long to train.", show_default=False)] = None,
     answers: Annotated[
         Path | None,
@@ -64,7 +67,9 @@ def start(
     """
     from rich.console import Console
 
+    from lorapod.cli.start_again import take_up
     from lorapod.cli.start_ask import asker, has_terminal, is_dumb
+    from lorapod.cli.start_shown import welcome
     from lorapod.start.facts import look
     from lorapod.start.keys import try_key
     from lorapod.start.session import Session
@@ -78,7 +83,7 @@ def start(
             "`lorapod start` never waits for answers that nobody can give.",
             "Give --yes to take what is proposed, or --answers FILE; options answer single questions.",
         )
-    given = _given(answers, model, data, trigger, goal, captioner, trainer, name, steps)
+    given = _given(answers, model, data, trigger, goal, captioner, trainer, name, size, steps)
     console = Console(highlight=False, force_terminal=False if plain else None)
     session = Session(look(workspace), STEPS, try_key, is_kept=not scripted)
     ask = asker(plain)
@@ -89,6 +94,9 @@ def start(
         _train(session, ask, console, bars=bars, may_ask=False)
         return
     try:
+        welcome(session, ask)
+        if take_up(session, ask, console):
+            return
         _ask_all(session, ask, given)
         _train(session, ask, console, bars=bars, may_ask=True)
     except (KeyboardInterrupt, EOFError):
@@ -102,7 +110,7 @@ def _given(file: Path | None, *options: Any) -> Answers:
     from lorapod.start.answers import Answers, read_answers
 
     found = read_answers(file) if file is not None else Answers()
-    model, data, trigger, goal, captioner, trainer, name, steps = options
+    model, data, trigger, goal, captioner, trainer, name, size, steps = options
     said = {
         "model": model,
         "data": [Path(each) for each in data] if data else None,
@@ -111,6 +119,7 @@ def _given(file: Path | None, *options: Any) -> Answers:
         "captioner": captioner,
         "trainer": trainer,
         "name": name,
+        "size": size,
         "steps": steps,
     }
     return found.model_copy(update={key: value for key, value in said.items() if value is not None})
@@ -127,33 +136,11 @@ def _take(session: Session, given: Answers) -> None:
 
 def _ask_all(session: Session, ask: Asker, given: Answers) -> None:
     """Every question, until the summary is accepted."""
-    from lorapod.cli.start_shown import welcome
-
-    welcome(session, ask)
-    _go_on(session, ask)
     _take(session, given)
     while True:
         _ask_open(session, ask)
         if _accepts_summary(session, ask):
             return
-
-
-def _go_on(session: Session, ask: Asker) -> None:
-    """Offers to take up a session that was broken off."""
-    from lorapod.cli.start_ask import BackError
-    from lorapod.start.answers import kept_in
-    from lorapod.start.session import Choice, Question
-
-    kept = kept_in(session.facts.workspace)
-    if kept is None or kept.run or not kept.done:
-        return
-    choices = (Choice("on", "go on where you stopped"), Choice("anew", "begin anew"))
-    try:
-        answer = ask.ask(Question("You began a session before.", "", choices, "on"))
-    except BackError:
-        answer = "on"
-    if answer == "on":
-        session.go_on(kept)
 
 
 def _ask_open(session: Session, ask: Asker) -> None:
@@ -219,7 +206,9 @@ def _accepts_summary(session: Session, ask: Asker) -> bool:
                 return True
             if given in ("q", "quit", "exit"):
                 raise KeyboardInterrupt
-            session.change(int(given) if given.isdigit() else 0)
+            if not given.isdigit():
+                raise RequestError(f"{given!r} is none of these", "", "Press Enter to begin, or give a line's number.")
+            session.change(int(given))
         except BackError:
             session.back()
         except RequestError as error:
@@ -303,8 +292,8 @@ def _review(session: Session, ask: Asker, *, may_ask: bool) -> bool:
     """
     from lorapod.cli.start_ask import BackError
     from lorapod.cli.start_shown import say_captions
+    from lorapod.start.answers import KEEP, TRIGGER_ALONE
     from lorapod.start.session import Choice, Question
-    from lorapod.start.steps_captions import KEEP, TRIGGER_ALONE
 
     bare, changed = session.bare, False
     count = f"{len(bare)} items still have" if len(bare) > 1 else "1 item still has"

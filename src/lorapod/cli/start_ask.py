@@ -143,18 +143,20 @@ class ListAsker:
         for choice in question.choices:
             if choice.lacks in shared:
                 continue
-            room = at - (len(choice.lacks) + 5 if choice.lacks else 0)
+            name = _cut(_name(choice), at)
+            title = name if choice.lacks else _cut(choice.title, at)
+            about = choice.about if title in (choice.title, name) else f"{choice.title}. {choice.about}".strip()
             choices.append(
                 questionary.Choice(
-                    _cut(_name(choice) if choice.lacks else choice.title, room),
+                    title,
                     value=choice.value,
-                    disabled=choice.lacks or None,
-                    description="\n" + wrapped(choice.about, "    ", at) if choice.about else None,
+                    disabled=_cut(choice.lacks, at - len(name) - 5) if choice.lacks else None,
+                    description="\n" + wrapped(about, "    ", at) if about else None,
                 )
             )
         for reason in shared:
             names = ", ".join(_name(choice) for choice in question.choices if choice.lacks == reason)
-            choices.append(questionary.Separator(wrapped(f"not here, as {reason}: {names}", "     ", at).lstrip()))
+            choices.append(questionary.Separator(wrapped(f"not here ({reason}): {names}", "     ", at).lstrip()))
         if question.other:
             choices.append(questionary.Choice(_cut(question.other, at), value=_OTHER))
         asked = questionary.select(
@@ -190,7 +192,8 @@ def _bind_back(bindings: Any) -> None:
     def go_back(event: Any) -> None:
         event.app.exit(exception=BackError)
 
-    bindings.add("escape")(go_back)
+    # Eager, else it waits a second for a key that it might be a prefix of, and swallows what is typed meanwhile.
+    bindings.add("escape", eager=True)(go_back)
 
 
 def _name(choice: Choice) -> str:

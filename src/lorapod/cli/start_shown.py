@@ -28,6 +28,7 @@ def welcome(session: Session, ask: Asker) -> None:
 
     ask.say("lorapod trains a LoRA from your pictures or clips.", "bold")
     ask.say(machine_sentence(session.facts))
+    _about_old_template(session, ask)
     for fault in session.facts.faults:
         ask.say("")
         ask.say(f"Careful: {fault.what}.", "bold yellow")
@@ -36,6 +37,21 @@ def welcome(session: Session, ask: Asker) -> None:
     ask.say("Enter takes what is proposed. Ctrl-C stops; what you answered is kept.", "dim")
     with suppress(BackError):  # else the list of base models pushes it off a small screen before it is read
         ask.line("Press Enter to begin.")
+
+
+def _about_old_template(session: Session, ask: Asker) -> None:
+    """What becomes of a workspace of the old template: nothing in it is changed, and its settings can be had."""
+    from lorapod.workspace import left_by_old_template, old_settings
+
+    workspace = session.facts.workspace
+    if not left_by_old_template(workspace):
+        return
+    ask.say("")
+    ask.say("This workspace is that of the old template. Its pictures, clips and captions are used where they are; nothing "
+            "else in it is touched.")  # fmt: skip
+    settings = old_settings(workspace)
+    if settings:
+        ask.say(f"Trainings that you had set up there become recipes by: lorapod recipe import {settings[0]}")
 
 
 def say_worst(session: Session, ask: Asker) -> None:
@@ -59,6 +75,7 @@ def say_worst(session: Session, ask: Asker) -> None:
             session.answers.trigger or "",
             session.facts.workspace,
             progress,
+            session.answers.size,
         )
     total, left = session.contents.total, len(session.unusable)
     if left >= total:
@@ -82,6 +99,8 @@ def summary(session: Session, ask: Asker) -> None:
     for line in summary_lines(session):
         ask.say(line) if len(line) < width() else _hanging(line, ask)
     need = session.facts.fetch_bytes(session.facts.entries[session.model], trainer_of(session))
+    if session.contents.bare:
+        need += session.facts.captioner_gigabytes(session.answers.captioner or "") * 1e9
     if need > session.facts.disk_free:
         ask.say(
             f"Careful: {need / 1e9:.0f} GB are to be fetched, and {session.facts.disk_free / 1e9:.0f} GB are free on the "

@@ -62,8 +62,9 @@ def _secrets(overview: Overview) -> Iterator[Finding]:
     for path in (overview.workspace.root / ".env", overview.workspace.private / "jupyter.token"):
         with suppress(OSError):
             if stat.S_IMODE(path.stat().st_mode) & 0o077:
+                unread = " Until it is closed, no key in it is used." if path.name == ".env" else ""
                 yield Finding(
-                    Severity.WARNING, "keys", f"{path} can be read by other users", "It holds secrets.",
+                    Severity.WARNING, "keys", f"{path} can be read by other users", f"It holds secrets.{unread}",
                     f"Close it: `chmod 600 {path}`.",
                 )  # fmt: skip
     if not overview.keys.get("HF_TOKEN"):

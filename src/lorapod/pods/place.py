@@ -11,11 +11,9 @@ from pathlib import Path
 
 from lorapod.files import disk_error
 from lorapod.machine import Finding, Severity
-from lorapod.workspace import DATASET_FOLDERS, Workspace
+from lorapod.workspace import DATASET_FOLDERS, Workspace, left_by_old_template
 
 _MEDIA = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".mp4", ".mov", ".mkv", ".webm", ".avi"}
-_OLD_MARKS = ("diffusion_pipe", "runpod-diffusion_pipe", "interactive_start_training.sh", "Captioning", "HowToUse.txt")
-"""What the old template puts into its workspace."""
 _MOST_COUNTED = 10_000
 
 
@@ -53,7 +51,7 @@ def prepare(workspace: Workspace) -> tuple[Place, list[Finding]]:
             findings.append(Finding(Severity.FAULT, "workspace", shown.what, shown.why, shown.remedy))
             break
     media = {name: _count(workspace.root / name) for name in DATASET_FOLDERS}
-    adopted = tuple(mark for mark in _OLD_MARKS if (workspace.root / mark).exists())
+    adopted = left_by_old_template(workspace)
     recipes = 0
     with suppress(OSError):
         recipes = sum(1 for path in workspace.root.glob("*.toml") if path.is_file())

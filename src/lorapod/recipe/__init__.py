@@ -1,6 +1,7 @@
 """The recipe: one TOML file that says all of a training."""
 
 from lorapod.recipe import presets
+from lorapod.recipe.goals import Goal
 from lorapod.recipe.load import load
 from lorapod.recipe.reference import reference_markdown
 from lorapod.recipe.schema import (
@@ -32,6 +33,7 @@ __all__ = [
     "BaseModelSection",
     "DatasetSection",
     "EvaluationSection",
+    "Goal",
     "LoraFormat",
     "OptimizerKind",
     "OptimizerSection",

@@ -7,7 +7,7 @@ pipelines that are of the family, so that a base model given as a folder gets de
 A preset gives no key that may be absent from a recipe (`adapter.alpha`, paths), `training.steps` excepted: a resolved
 recipe that leaves such a key out would otherwise get it back when it is read again.
 
-Not covered yet: presets of a goal (character, style) and of a memory class.
+Those of a goal (character, style) are `lorapod.recipe.goals`. Not covered yet: presets of a memory class.
 """
 
 from __future__ import annotations

@@ -12,11 +12,9 @@ from pydantic import ValidationError
 
 from lorapod.errors import RecipeError
 from lorapod.recipe import presets
+from lorapod.recipe.goals import USUAL_STEPS, Goal, passes_of, steps_for
 from lorapod.recipe.schema import BaseModelSection, DatasetSection, Recipe, TrainerName
 from lorapod.workspace import Workspace
-
-_STEPS = 2000
-"""Steps for a base model that no preset knows, so that the recipe is complete."""
 
 
 def new(
@@ -25,6 +23,8 @@ def new(
     trainer: str = TrainerName.BUILTIN,
     name: str | None = None,
     workspace: Workspace | None = None,
+    goal: Goal | None = None,
+    items: int = 0,
 ) -> str:
     """A commented recipe as TOML: what a person is likely to change, with the values of the base model's preset.
 
@@ -34,6 +34,8 @@ def new(
         data: Folder of pictures, written as given; a relative path will count from the recipe's folder.
         trainer: What trains.
         name: Name of the LoRA; the data folder's where left out.
+        goal: What is to be learnt, which decides how long is trained; None for the base model's own length.
+        items: How many items there are; 0 where nobody knows, and then the goal decides nothing.
 
     Raises:
         RecipeError: An unknown base model or trainer, or a name that cannot be a file name.
@@ -50,7 +52,13 @@ def new(
     if any("\ud800" <= character <= "\udfff" for character in f"{model}{data}"):
         raise RecipeError(f"The path {str(data)!r} is not Unicode text", "", "Rename the folder.")
     name = _checked_name(name if name is not None else _name_from(data))
-    return _text(_resolved(model, data, _checked_trainer(trainer), name, workspace), data, model)
+    recipe = _resolved(model, data, _checked_trainer(trainer), name, workspace)
+    why = "or, in its place, `epochs`: passes over the dataset"
+    if goal is not None and items:
+        recipe.training.steps = steps_for(goal, items, model, workspace)
+        times = passes_of(recipe.training.steps, items, model, workspace)
+        why = f"{items} items, each about {times} times; {why}"
+    return _text(recipe, data, model, why)
 
 
 def _checked_trainer(trainer: str) -> TrainerName:
@@ -86,7 +94,7 @@ def _resolved(model: str, data: Path, trainer: TrainerName, name: str, workspace
         "datasets": [{"path": data}],
     }
     recipe = Recipe.model_validate(presets.fill(written, workspace))
-    recipe.training.steps = recipe.training.steps or _STEPS
+    recipe.training.steps = recipe.training.steps or USUAL_STEPS
     return recipe
 
 
@@ -94,7 +102,7 @@ def _quoted(text: str) -> str:
     return tomlkit.item(text).as_string()
 
 
-def _text(recipe: Recipe, data: Path, model: str) -> str:
+def _text(recipe: Recipe, data: Path, model: str, why_steps: str) -> str:
     dataset: DatasetSection = recipe.datasets[0]
     items = "pictures and clips" if recipe.previews.frames > 1 else "pictures"
     lines = [
@@ -121,7 +129,7 @@ def _text(recipe: Recipe, data: Path, model: str) -> str:
         f"learning_rate = {recipe.optimizer.learning_rate}  # lower if pictures turn harsh, raise if none change",
         "",
         "[training]",
-        f"steps = {recipe.training.steps}  # or, in its place, `epochs`: passes over the dataset",
+        f"steps = {recipe.training.steps}  # {why_steps}",
         f"batch_size = {recipe.training.batch_size}  # items at once; more is steadier and needs more memory",
         "",
         "[previews]",

@@ -118,7 +118,7 @@ def _page(run_dir: Path, events: Sequence[Event], recipe: Mapping[str, Any], rec
     losses = _by_step(of_type.get("step", []), "loss")
     series, missing, left_out = _previews(run_dir, of_type.get("preview", []))
     base_model = str(_table(recipe, "base_model").get("name", "")).rstrip("/").rpartition("/")[2]
-    datasets = recipe.get("datasets", [])
+    sheet, datasets = _data_sheet(run_dir), recipe.get("datasets", [])
     triggers = [d["trigger_word"] for d in datasets if isinstance(d, dict) and d.get("trigger_word")]
     status, hint = _status(events)
     return {
@@ -138,7 +138,8 @@ def _page(run_dir: Path, events: Sequence[Event], recipe: Mapping[str, Any], rec
         "preview_steps": sorted({picture.step for one in series for picture in one.pictures}),
         "missing_previews": missing,
         "left_out_steps": left_out,
-        "datasets": _datasets(run_dir),
+        "datasets": _datasets(sheet),
+        "unused": _unused(sheet),
         "messages": _messages(events),
         "recipe": recipe_text,
         "versions": {"lorapod": __version__, "Python": platform.python_version(), **_versions()},
@@ -404,12 +405,27 @@ def _embedded(path: Path) -> str | None:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
-def _datasets(run_dir: Path) -> list[dict[str, Any]]:
+def _data_sheet(run_dir: Path) -> dict[str, Any]:
+    """What the engine wrote about the data; {} where it is not there or cannot be read."""
     try:
         found = json.loads((run_dir / "data.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return []
-    datasets = found.get("datasets", []) if isinstance(found, dict) else []
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _unused(sheet: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """File name and reason of what was not trained on."""
+    listed = sheet.get("unused", [])
+    return [
+        (Path(str(each.get("path", ""))).name, str(each.get("why", "")).rstrip("."))
+        for each in (listed if isinstance(listed, list) else [])
+        if isinstance(each, dict)
+    ]
+
+
+def _datasets(sheet: Mapping[str, Any]) -> list[dict[str, Any]]:
+    datasets = sheet.get("datasets", [])
     shown = []
     for dataset in (d for d in datasets if isinstance(d, dict)):
         buckets = [b for b in dataset.get("buckets", []) if isinstance(b, dict)]

@@ -15,6 +15,9 @@ from lorapod.workspace import Workspace
 
 FILE = "start.toml"
 
+KEEP, TRIGGER_ALONE = "keep", "trigger"
+"""Answers in place of a captioner: the captions that are there; the trigger word for what has none."""
+
 
 class Answers(BaseModel):
     """What a person answered; None: not asked yet."""
@@ -32,6 +35,9 @@ class Answers(BaseModel):
     )
     name: str | None = Field(None, description="Of the LoRA's file.")
     trainer: str | None = Field(None, description="What trains.")
+    size: int | None = Field(
+        None, ge=64, le=4096, description="Side in pixels at which is trained; None: as the base model's preset."
+    )
     steps: int | None = Field(
         None, ge=1, le=1_000_000, description="How long to train; None: as the base model's preset."
     )

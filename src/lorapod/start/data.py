@@ -145,9 +145,19 @@ _EVERYDAY = frozenset({
 
 
 def worst_of(
-    contents: Contents, model: str, goal: str, trigger: str, workspace: Workspace, progress: Progress | None = None
+    contents: Contents,
+    model: str,
+    goal: str,
+    trigger: str,
+    workspace: Workspace,
+    progress: Progress | None = None,
+    size: int | None = None,
 ) -> tuple[frozenset[Path], list[str]]:
-    """The items that cannot be trained on, and the three things most worth fixing, each a sentence with its remedy."""
+    """The items that cannot be trained on, and the three things most worth fixing, each a sentence with its remedy.
+
+    Args:
+        size: Side in pixels at which is trained; None for the base model's.
+    """
     from lorapod.captioning.wishes import rules_of
     from lorapod.data.checks import Goal, check
     from lorapod.recipe import presets
@@ -155,6 +165,7 @@ def worst_of(
 
     geometry, text = rules_of(model, workspace)
     preset = presets.preset_for(model, workspace).get("dataset", {})
+    preset = preset | ({"resolutions": [size]} if size else {})
     sections = [
         DatasetSection.model_validate(
             preset | {"path": folder, "trigger_word": trigger, "allow_missing_captions": True, "validation_share": 0}

@@ -78,6 +78,12 @@ class Facts:
         """What a captioner needs and does not find; [] where it can be used."""
         return lacks(name, self.environment, self.gpu_gb) if name in KNOWN else []
 
+    def captioner_gigabytes(self, name: str) -> float:
+        """About how many GB (10^9 bytes) a captioner fetches before it writes; 0 for nothing."""
+        from lorapod.captioning.downloads import gigabytes_to_fetch
+
+        return gigabytes_to_fetch(name, self.gpu_gb, self.workspace.models)
+
     def fetch_bytes(self, entry: Entry, trainer: str | None) -> float:
         """Bytes that are to be fetched for a trainer, as the catalogue knows them; 0 where it is here."""
         if entry.packaged or (trainer or first_trainer(entry)) in self.here.get(entry.name, []):
@@ -118,11 +124,8 @@ def look(workspace: Workspace) -> Facts:
 def _faults(overview: Overview) -> tuple[Finding, ...]:
     """What is to be said before the first question; that there is no GPU, the session says in its own words."""
     found = [one for one in examine(overview) if one.severity is Severity.FAULT]
-    found += [
-        one
-        for one in examine(overview)
-        if one.severity is Severity.WARNING and one.about in ("workspace", "disk", "memory")
-    ]
+    abouts = ("workspace", "disk", "memory", *(("gpu",) if overview.gpus.largest else ()))
+    found += [one for one in examine(overview) if one.severity is Severity.WARNING and one.about in abouts]
     return tuple(found)
 
 

@@ -11,9 +11,10 @@ import tomlkit
 from lorapod import recipe as recipes
 from lorapod.files import write_text_whole
 from lorapod.recipe import Recipe
+from lorapod.start.answers import KEEP, TRIGGER_ALONE
 from lorapod.start.session import Session
-from lorapod.start.steps import demo_paths, trainer_of, usual_steps
-from lorapod.start.steps_captions import KEEP, TRIGGER_ALONE
+from lorapod.start.steps import demo_paths, trainer_of
+from lorapod.start.steps_length import learnt_from, usual_size, usual_steps
 from lorapod.trainers import get_trainer
 
 
@@ -32,7 +33,17 @@ def recipe_text(session: Session) -> str:
         document["name"] = name
         cast(Any, document["datasets"])[0]["trigger_word"] = answers.trigger or ""
     else:
-        document = tomlkit.parse(recipes.new(session.model, folders[0], trainer, name, workspace))
+        document = tomlkit.parse(
+            recipes.new(
+                session.model,
+                folders[0],
+                trainer,
+                name,
+                workspace,
+                recipes.Goal(answers.goal) if answers.goal else None,
+                learnt_from(session),
+            )
+        )
         tables = cast(Any, document["datasets"])
         for folder in folders[1:]:
             table = tomlkit.table()
@@ -41,6 +52,9 @@ def recipe_text(session: Session) -> str:
             tables.append(table)
         for table in tables:
             _about_captions(session, table)
+    if answers.size and answers.size != usual_size(session):
+        for table in cast(Any, document["datasets"]):
+            table["resolutions"] = [answers.size]
     if answers.steps and answers.steps != usual_steps(session):
         training = document.setdefault("training", tomlkit.table())
         cast(Any, training)["steps"] = answers.steps

@@ -1,7 +1,7 @@
-"""The questions of the guided session about the training: base model, goal, data, trigger word, name, trainer, length.
+"""The questions of the guided session about the training: base model, goal, data, trigger word, name, trainer.
 
-Those about captions and keys are in `lorapod.start.steps_captions`. Each has a default, so that Enter all the way gives a
-good LoRA; what does not fit this machine is listed with the reason.
+Those about captions and keys are in `lorapod.start.steps_captions`, about size and length in `lorapod.start.steps_length`.
+Each has a default, so that Enter all the way gives a good LoRA; what does not fit this machine is listed with the reason.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from lorapod.captioning.wording import GOALS
 from lorapod.errors import RequestError
 from lorapod.models.catalogue import Entry
 from lorapod.models.plan import size_text
-from lorapod.recipe import presets
+from lorapod.recipe.goals import Goal, goal_preset
+from lorapod.start.answers import KEEP, TRIGGER_ALONE
 from lorapod.start.data import shared_word
 from lorapod.start.demo_data import DEMO_FOLDERS, demo_folders
 from lorapod.start.facts import GB, Facts
@@ -22,7 +22,6 @@ from lorapod.start.paths import typed_folder
 from lorapod.start.recommend import GOOD_FOR, TRAINERS, base_model_for, trainer_for, trainers_of
 from lorapod.start.session import Choice, Question, Session
 
-_USUAL_STEPS = 2000
 DEMO_TRIGGER = "momo"
 _RARE = "ohwx"
 """A word without a meaning that text encoders know as one token; common among those who train LoRAs."""
@@ -116,18 +115,21 @@ class GoalStep(Base):
 
     def question(self, session: Session) -> Question:
         clips = session.facts.entries[session.model].modality == "clip"
-        goals = [goal for goal in GOALS if goal and (clips or goal != "motion")]
+        goals = [goal.value for goal in Goal if clips or goal is not Goal.MOTION]
         choices = tuple(Choice(goal, f"{goal}: {_GOAL_TEXTS[goal]}") for goal in goals)
         if not clips:
             choices += (Choice("motion", f"motion: {_GOAL_TEXTS['motion']}", "", "this base model makes pictures"),)
         before = session.answers.goal
         default = before if before in goals else "motion" if clips else "character"
         return Question(
-            "What is the LoRA to learn?", "It decides what captions leave out, and what is checked.", choices, default
+            "What is the LoRA to learn?",
+            "It decides what captions say and leave out, how long is trained, and what your pictures are checked for.",
+            choices,
+            default,
         )
 
     def take(self, session: Session, text: str) -> None:
-        if text not in GOALS or not text:
+        if text not in list(Goal):
             raise RequestError(f"There is no goal {text!r}", "", "Give character, style, concept or motion.")
         if text == "motion" and session.facts.entries[session.model].modality == "picture":
             raise RequestError("A base model of pictures learns no motion", "", "Choose another goal or base model.")
@@ -136,6 +138,11 @@ class GoalStep(Base):
     def holds(self, session: Session) -> bool:
         goal = session.answers.goal
         return goal is not None and (goal != "motion" or session.facts.entries[session.model].modality == "clip")
+
+    def shown(self, session: Session) -> str:
+        goal = session.answers.goal
+        ours = session.contents.bare and session.answers.captioner not in (None, KEEP, TRIGGER_ALONE)
+        return f"{goal}: captions {'' if ours else 'should '}{goal_preset(Goal(goal)).captions}" if goal else ""
 
 
 class DataStep(Base):
@@ -256,9 +263,11 @@ class TriggerStep(Base):
         if before is None:
             is_demo = session.answers.data == demo_paths(session)
             before = DEMO_TRIGGER if is_demo else shared_word(session.contents) or _RARE
+        goal = goal_preset(Goal(session.answers.goal or Goal.CHARACTER))
         return Question(
-            "By which word is it called in prompts?",
-            "The trigger word: a rare one that the base model has no idea of. It is put before every caption. `-` for none.",
+            "Which word is to call it up in prompts?",
+            f"The trigger word, {goal.trigger}. Take one that means nothing, so that the base model knows nothing of it. "
+            "It is put before every caption. `-` for none.",
             default=before or "-",
         )
 
@@ -338,43 +347,6 @@ class TrainerStep(Base):
         return session.answers.trainer in trainers_of(session.facts, session.model)
 
 
-class StepsStep(Base):
-    """How long: not asked, as the preset knows; changed in the summary."""
-
-    key, label = "steps", "Length"
-
-    def is_asked(self, session: Session) -> bool:
-        return session.asked_again == self.key
-
-    def question(self, session: Session) -> Question:
-        usual = usual_steps(session)
-        return Question(
-            "For how many steps?",
-            f"Usual for this base model: {usual}. One picture a step and batch; stopping early and going on later is fine.",
-            default=str(session.answers.steps or usual),
-        )
-
-    def take(self, session: Session, text: str) -> None:
-        digits = re.sub(r"[ ,._']", "", text.strip())
-        if not digits.isdigit() or not 1 <= int(digits) <= 1_000_000:
-            raise RequestError(f"{text.strip()!r} is no number of steps", "", "Give a whole number, as 2000.")
-        session.answers.steps = int(digits)
-
-    def holds(self, session: Session) -> bool:
-        return True
-
-    def shown(self, session: Session) -> str:
-        usual = usual_steps(session)
-        steps = session.answers.steps or usual
-        return f"{steps} steps" + (" (usual)" if steps == usual else f" (usual: {usual})")
-
-
 def trainer_of(session: Session) -> str:
     """What trains: as answered, else what is recommended."""
     return session.answers.trainer or trainer_for(session.facts, session.model)
-
-
-def usual_steps(session: Session) -> int:
-    """The preset's steps for the base model."""
-    preset = presets.preset_for(session.model, session.facts.workspace).get("training", {})
-    return int(preset.get("steps") or _USUAL_STEPS)

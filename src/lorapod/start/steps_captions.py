@@ -5,6 +5,7 @@ from __future__ import annotations
 from lorapod.captioning.registry import KNOWN
 from lorapod.errors import RequestError
 from lorapod.settings import KEYS
+from lorapod.start.answers import KEEP, TRIGGER_ALONE
 from lorapod.start.session import Choice, Question, Session
 from lorapod.start.steps import (
     Base,
@@ -12,13 +13,11 @@ from lorapod.start.steps import (
     GoalStep,
     ModelStep,
     NameStep,
-    StepsStep,
     TrainerStep,
     TriggerStep,
+    demo_paths,
 )
-
-KEEP, TRIGGER_ALONE = "keep", "trigger"
-"""Answers in place of a captioner: the captions that are there; the trigger word for what has none."""
+from lorapod.start.steps_length import SizeStep, StepsStep
 
 _TITLES = {
     "joycaption": "on this GPU, free",
@@ -141,7 +140,8 @@ class CaptionerStep(Base):
             lacks = "" if key_alone else " and ".join(lacking)
             if name in _PICTURES_ONLY and not inside.pictures:
                 lacks = lacks or "does not look at clips"
-            note = "; needs a key, asked for next" if key_alone else ""
+            size = session.facts.captioner_gigabytes(name)
+            note = "; needs a key, asked for next" if key_alone else f", {size:.0f} GB to fetch" if size else ""
             choices.append(Choice(name, f"{name}: {_TITLES[name]}{note}", "", lacks))
         without = "with the trigger word alone" if session.answers.trigger else "without one"
         count = len(inside.bare)
@@ -191,12 +191,15 @@ class CaptionerStep(Base):
         inside = session.contents
         name = session.answers.captioner
         if not inside.bare:
-            return f"yours, all {inside.total}"
+            whose = "the demo's" if session.answers.data == demo_paths(session) else "yours"
+            return f"{whose}, all {inside.total}"
         if name == KEEP:
             return f"those that are there; {len(inside.bare)} items are left out"
         if name == TRIGGER_ALONE:
             return f"{len(inside.captioned)} yours, {len(inside.bare)} the trigger word alone"
-        return f"{len(inside.captioned)} yours, {len(inside.bare)} by {name}" if inside.captioned else f"by {name}"
+        size = session.facts.captioner_gigabytes(name or "")
+        by = f"by {name}" + (f" ({size:.0f} GB to fetch)" if size else "")
+        return f"{len(inside.captioned)} yours, {len(inside.bare)} {by}" if inside.captioned else by
 
 
 def _in_order(session: Session) -> list[str]:
@@ -217,6 +220,7 @@ STEPS = (
     CaptionerKeyStep(),
     NameStep(),
     TrainerStep(),
+    SizeStep(),
     StepsStep(),
 )
 """Every question, in the order of asking."""

@@ -21,9 +21,9 @@ from lorapod.models.fetch import Progress as PullProgress
 from lorapod.models.fetch import pull
 from lorapod.models.plan import size_text
 from lorapod.recipe import TrainerName
+from lorapod.start.answers import KEEP, TRIGGER_ALONE
 from lorapod.start.session import Session
 from lorapod.start.steps import trainer_of
-from lorapod.start.steps_captions import KEEP, TRIGGER_ALONE
 
 if TYPE_CHECKING:
     from lorapod.captioning.items import Left
@@ -186,6 +186,8 @@ def _caption(session: Session, folder: Path, job: Job) -> None:
     options = Options(
         trigger=answers.trigger or "",
         class_word=answers.class_word or "",
+        models=workspace.models,
+        heard=_Fetched(job),
         environment=session.facts.environment,
     )
 
@@ -217,6 +219,19 @@ def _caption(session: Session, folder: Path, job: Job) -> None:
 def _stop_in(loop: asyncio.AbstractEventLoop, runner: Runner) -> None:
     if not loop.is_closed():
         loop.call_soon_threadsafe(runner.stop)
+
+
+class _Fetched:
+    """Tells a job how the download of a captioner's model goes, and ends it where the job is to stop."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+
+    def __call__(self, done: float, total: float) -> None:
+        self.job.heed()
+        self.job.said = f"fetching the captioner: {size_text(done)}" + (f" of {size_text(total)}" if total else "")
+        if total:
+            self.job.done, self.job.total = done, total
 
 
 class _Watch:

@@ -15,7 +15,7 @@ from pathlib import Path
 from lorapod.data.buckets import Geometry
 from lorapod.data.checks.appearance import about_looks
 from lorapod.data.checks.captions import about_captions
-from lorapod.data.checks.together import Goal, about_amounts, about_copies
+from lorapod.data.checks.together import about_amounts, about_copies
 from lorapod.data.checks.tokens import TextLimit, limit_of
 from lorapod.data.facts import Progress
 from lorapod.data.look import Look, looks
@@ -23,6 +23,7 @@ from lorapod.data.media_cache import MediaCache
 from lorapod.data.plan import DatasetPlan, plan_dataset, scan_section
 from lorapod.data.scan import Item, Scan
 from lorapod.data.walk import Problem, Severity
+from lorapod.recipe.goals import Goal
 from lorapod.recipe.schema import DatasetSection
 
 __all__ = ["Checked", "Goal", "TextLimit", "check", "limit_of"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 from lorapod.data.duplicates import near_duplicates
@@ -13,6 +12,7 @@ from lorapod.data.names import shown
 from lorapod.data.plan import DatasetPlan
 from lorapod.data.scan import Item, Scan
 from lorapod.data.walk import Problem, Severity
+from lorapod.recipe.goals import Goal
 from lorapod.recipe.schema import DatasetSection
 
 FEW_ITEMS = 5
@@ -20,15 +20,6 @@ FEW_ITEMS = 5
 
 SEEN_TOO_OFTEN = 400
 """Sightings of one item in a training from which on it is learnt by heart, with the usual learning rates."""
-
-
-class Goal(StrEnum):
-    """What a training is for."""
-
-    CHARACTER = "character"
-    STYLE = "style"
-    CONCEPT = "concept"
-    MOTION = "motion"
 
 
 @dataclass(frozen=True)
