@@ -448,3 +448,20 @@ def test_never_more_than_one_expert_is_in_memory(bench: Bench, monkeypatch: pyte
     bench.train(bench.run("t2v-a14b", "run", bench.pictures(), changes=("previews.frames=1", "previews.every=2")))
     # Two for training, and for each of the previews at steps 0, 2, 4 and 6 the other and then the own one again.
     assert len(loaded) == 2 + 4 * 2
+
+
+def test_both_experts_swap_blocks_of_quantised_weights_and_draw_and_learn_the_same(bench: Bench) -> None:
+    data = bench.pictures()
+    changes = (
+        "previews.frames=5", "previews.every=2", "base_model.quantize='int8'", "training.gradient_checkpointing='full'",
+    )  # fmt: skip
+    plain = bench.run("t2v-a14b", "plain", data, changes=changes)
+    swapped = bench.run("t2v-a14b", "swapped", data, changes=(*changes, "training.swap_blocks=2"))
+    for run in (plain, swapped):
+        bench.train(run)
+    for file in (plain / "lora").iterdir():
+        ours, theirs = load_file(swapped / "lora" / file.name), load_file(file)
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], value) for name, value in theirs.items())
+    drawn = sorted((plain / "previews").glob("*.png"))
+    assert len(drawn) >= 3
+    assert all((swapped / "previews" / each.name).read_bytes() == each.read_bytes() for each in drawn)
