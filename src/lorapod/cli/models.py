@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -191,11 +192,26 @@ def _lines(entry: Entry, facts: dict[str, Any]) -> list[tuple[str, str]]:
     if entry.text_tokens:
         lines.append(("Captions", f"up to {entry.text_tokens} tokens"))
     lines += [("Memory", f"{m.gigabytes:g} GB: {m.conditions} ({m.source})") for m in entry.memory]
+    lines += [("Estimate", text) for text in _estimates(entry)]
     lines += [(f"{trainer}", "; ".join(filter(None, _support(entry, trainer)))) for trainer in entry.trainers]
     if entry.note:
         lines.append(("Note", entry.note))
     lines.append(("On disk", f"for {', '.join(facts['on_disk'])}" if facts["on_disk"] else "no"))
     return lines
+
+
+def _estimates(entry: Entry) -> Iterator[str]:
+    """What the built-in trainer does to fit the preset on GPUs of usual sizes; nothing where the size is not known."""
+    from lorapod.models import memory
+
+    if entry.packaged or (measures := memory.measures_of_entry(entry)) is None:
+        return
+    load, said = memory.load_of_preset(entry, measures), ""
+    for gigabytes in memory.USUAL_GPUS:
+        means = memory.choose(measures, load, memory.usable(gigabytes * (1 << 30)))
+        if means is not None and means.words != said:
+            said = means.words
+            yield f"from {gigabytes} GB: {said or 'as it is'} ({means.peak / 1e9:.0f} GB)"
 
 
 def _support(entry: Entry, trainer: str) -> list[str]:

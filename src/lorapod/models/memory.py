@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorapod.models.catalogue import Entry
+from lorapod.recipe import presets
 from lorapod.recipe.schema import Checkpointing, Quantization
 
 BYTES = {Quantization.NONE: 2.0, Quantization.FP8: 1.0, Quantization.INT8: 1.0, Quantization.NF4: 0.5625}
@@ -28,6 +29,12 @@ BYTES = {Quantization.NONE: 2.0, Quantization.FP8: 1.0, Quantization.INT8: 1.0, 
 
 RESERVE = 2_000_000_000
 """Bytes of a GPU for CUDA's context, workspaces and fragmentation."""
+
+USUAL_GPUS = (8, 12, 16, 24, 32, 48, 80)
+"""Memory of GPUs that are rented and owned, in GiB, which is what they are sold by."""
+
+_FREE_OF_ITS_OWN = 0.03
+"""Share of a GPU's memory that the driver and torch keep for themselves."""
 
 _TRAINED = 16
 _CHEAPEST_FIRST = (Checkpointing.OFF, Checkpointing.SELECTIVE, Checkpointing.FULL)
@@ -164,6 +171,26 @@ def measures_of_entry(entry: Entry) -> Measures | None:
     wan = next(config for most, config in _WAN if entry.parameters < most)
     config = wan if entry.family == "wan" else _CONFIGS.get(entry.family)
     return None if config is None else measures_of(entry.family, config, entry.parameters)
+
+
+def usable(gpu: float) -> float:
+    """Bytes that a training can take of a GPU that has so many."""
+    return gpu * (1 - _FREE_OF_ITS_OWN) - RESERVE
+
+
+def gpu_for(peak: float) -> int:
+    """Bytes that a GPU must have for a training of that peak."""
+    return round((peak + RESERVE) / (1 - _FREE_OF_ITS_OWN))
+
+
+def load_of_preset(entry: Entry, measures: Measures) -> Load:
+    """One item of the size, and an adapter of the rank, that the base model's preset has."""
+    preset = presets.preset_for(entry.based_on or entry.name)
+    dataset = preset.get("dataset", {})
+    side, frames = max(dataset.get("resolutions", [1024])), 1
+    if entry.modality == "clip":
+        frames = max(dataset.get("frames", [33]))
+    return Load(tokens_of(measures, side, side, frames), preset.get("adapter", {}).get("rank", 16))
 
 
 def tokens_of(measures: Measures, width: int, height: int, frames: int = 1, batch: int = 1) -> int:

@@ -11,25 +11,20 @@ from dataclasses import dataclass
 from lorapod.machine import Gpus
 from lorapod.models.catalogue import Entry
 from lorapod.models.memory import (
-    RESERVE,
-    Load,
-    Means,
     Measures,
     Wishes,
     choose,
+    gpu_for,
+    load_of_preset,
     means_in_order,
     measures_of_entry,
     peak_of,
-    tokens_of,
+    usable,
 )
-from lorapod.recipe import presets
 from lorapod.recipe.schema import Checkpointing, Quantization
 
 GIB = 1 << 30
 """GPU memory is sold by this, and called GB."""
-
-_FREE_OF_ITS_OWN = 0.03
-"""Share of a GPU's memory that the driver and torch keep for themselves."""
 
 
 @dataclass(frozen=True)
@@ -53,33 +48,11 @@ def need_of(entry: Entry) -> int | None:
     """Bytes of a GPU that trains with the preset's values and the weights as they are; None where the size is not known."""
     if (measures := measures_of_entry(entry)) is None:
         return None
-    return _gpu_for(peak_of(measures, _load(entry, measures), Quantization.NONE, Checkpointing.FULL))
+    return gpu_for(peak_of(measures, load_of_preset(entry, measures), Quantization.NONE, Checkpointing.FULL))
 
 
-def _gpu_for(peak: int) -> int:
-    return round((peak + RESERVE) / (1 - _FREE_OF_ITS_OWN))
-
-
-def _load(entry: Entry, measures: Measures) -> Load:
-    """One item of the preset's size."""
-    preset = presets.preset_for(entry.based_on or entry.name)
-    dataset = preset.get("dataset", {})
-    side, frames = max(dataset.get("resolutions", [1024])), 1
-    if entry.modality == "clip":
-        frames = max(dataset.get("frames", [33]))
-    return Load(tokens_of(measures, side, side, frames), preset.get("adapter", {}).get("rank", 16))
-
-
-def _means(entry: Entry, budget: float) -> Means | None:
-    measures = measures_of_entry(entry)
-    assert measures is not None
-    return choose(measures, _load(entry, measures), budget)
-
-
-def _least(entry: Entry) -> int:
-    measures = measures_of_entry(entry)
-    assert measures is not None
-    return _gpu_for(list(means_in_order(measures, _load(entry, measures), Wishes()))[-1].peak)
+def _least(entry: Entry, measures: Measures) -> int:
+    return gpu_for(list(means_in_order(measures, load_of_preset(entry, measures), Wishes()))[-1].peak)
 
 
 def fit_of(entry: Entry, gpus: Gpus) -> Fit:
@@ -92,8 +65,10 @@ def fit_of(entry: Entry, gpus: Gpus) -> Fit:
         return Fit(need, "there is no GPU" if largest is None else "the GPU is hidden by CUDA_VISIBLE_DEVICES")
     if need is None or largest.memory_total is None:
         return Fit(need)
-    means = _means(entry, largest.memory_total * (1 - _FREE_OF_ITS_OWN) - RESERVE)
+    measures = measures_of_entry(entry)
+    assert measures is not None
+    means = choose(measures, load_of_preset(entry, measures), usable(largest.memory_total))
     if means is None:
-        least = -(-_least(entry) // GIB)
+        least = -(-_least(entry, measures) // GIB)
         return Fit(need, f"needs at least {least} GB of GPU memory, this one has {largest.memory_total / GIB:.0f}")
     return Fit(need, means=means.costly, price=means.price)
