@@ -29,6 +29,13 @@ from lorapod.recipe.schema import AdapterKind, AdapterSection, Targets
 NAME = "default"
 
 
+ENCODERS = ("text_encoder.", "text_encoder_2.")
+"""What names of layers of text encoders begin with, where they are attached (`engine.text_encoders`)."""
+
+_ENCODER_LAYERS = re.compile(r"text_encoder(?:_2)?\..*\.(?:[qkv]_proj|out_proj|fc1|fc2)")
+"""Of these those that get an adapter: attention and feed-forward, as sd-scripts chooses them."""
+
+
 def add_adapter(
     denoiser: nn.Module,
     family: Family,
@@ -46,6 +53,12 @@ def add_adapter(
         AdapterError: A pattern of `adapter.targets` fits no layer.
     """
     names = target_names(denoiser, family, section.targets)
+    if section.text_encoders:
+        names += [
+            name
+            for name, module in denoiser.named_modules()
+            if isinstance(module, nn.Linear) and _ENCODER_LAYERS.fullmatch(name)
+        ]
     torch.manual_seed(seed)
     if section.kind is AdapterKind.OFT:
         for name in names:

@@ -32,6 +32,7 @@ class Batch:
         texts: What the denoiser is told, one an item.
         weights: How much each item's loss counts; empty: all alike.
         preserved: Places in the batch of items whose target is what the base model makes of them.
+        captions: What `texts` are of, for encoders that are trained.
     """
 
     latents: Tensor
@@ -41,6 +42,7 @@ class Batch:
     texts: list[Conditions]
     weights: tuple[float, ...] = ()
     preserved: tuple[int, ...] = ()
+    captions: tuple[str, ...] = ()
 
     def part(self, places: Sequence[int]) -> Batch:
         """Some of its items."""
@@ -53,7 +55,8 @@ class Batch:
             items=[self.items[i] for i in places],
             texts=[self.texts[i] for i in places],
             weights=tuple(self.weights[i] for i in places) if self.weights else (),
-            preserved=(),
+            preserved=tuple(new for new, old in enumerate(places) if old in self.preserved),
+            captions=tuple(self.captions[i] for i in places) if self.captions else (),
         )
 
     def to(self, device: torch.device) -> Batch:
@@ -127,13 +130,15 @@ class Batches:
         latents = torch.stack([_drawn(entry, generator) for entry in entries])
         noise = _normal(latents, generator)
         levels = draw_levels(len(chosen), levels_of(self.job, latents, self.expert_of(number)), generator)
-        texts = [self.text(self._caption(item, epoch, generator)) for item in chosen]
+        captions = tuple(self._caption(item, epoch, generator) for item in chosen)
+        texts = [self.text(caption) for caption in captions]
         if self.recipe.first_frame_share and latents.shape[2] > 1:
             entries = [self._perhaps_begun(entry, generator) for entry in entries]
         sections = [self.job.recipe.datasets[item.dataset] for item in chosen]
         weights = tuple(section.loss_weight for section in sections)
         preserved = tuple(i for i, each in enumerate(sections) if each.regularisation is Regularisation.PRESERVE)
-        return Batch(latents, noise, levels, entries, texts, weights if set(weights) != {1.0} else (), preserved)
+        weights = weights if set(weights) != {1.0} else ()
+        return Batch(latents, noise, levels, entries, texts, weights, preserved, captions)
 
     def latents(self, item: TrainItem) -> Conditions:
         entry = self.job.latents_cache.get(self._keys[id(item)])

@@ -18,6 +18,7 @@ from lorapod.engine.job import Job
 from lorapod.engine.losses import Answer, squared_error
 from lorapod.engine.noise import at_quantiles, generator_for
 from lorapod.engine.ranks import Ranks
+from lorapod.engine.text_encoders import live_text
 from lorapod.recipe.schema import Regularisation
 
 
@@ -48,7 +49,7 @@ class Evaluation:
         generator = generator_for("evaluation", item.item.sha256, list(item.placement.resize_to))
         latents = entry["mean"].expand(count, *entry["mean"].shape)
         noise = torch.randn(latents.shape, generator=generator)
-        return Batch(latents, noise, levels, [entry] * count, [text] * count)
+        return Batch(latents, noise, levels, [entry] * count, [text] * count, captions=(item.captions[0],) * count)
 
     @torch.no_grad()
     def run(self, denoiser: nn.Module) -> dict[str, float]:
@@ -70,7 +71,9 @@ class Evaluation:
 def answer_to(job: Job, denoiser: nn.Module, batch: Batch) -> Answer:
     """What a denoiser says of a batch, on the job's device and in its precision."""
     with torch.autocast(job.device.type, job.dtype, enabled=job.dtype is not torch.float32):
-        return job.family.answer(denoiser, batch.latents, batch.noise, batch.noise_level, batch.items, batch.texts)
+        live = live_text(denoiser)
+        texts = live(batch.captions) if live else batch.texts
+        return job.family.answer(denoiser, batch.latents, batch.noise, batch.noise_level, batch.items, texts)
 
 
 def loss_of(job: Job, denoiser: nn.Module, batch: Batch) -> torch.Tensor:

@@ -24,7 +24,7 @@ from lorapod.recipe.schema import AdapterKind, LoraFormat, Precision
 
 DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP32: torch.float32}
 
-_DIFFUSERS = ("transformer.", "unet.")
+_DIFFUSERS = ("transformer.", "unet.", "text_encoder.", "text_encoder_2.")
 _NAMES = {"A": "lora_A.weight", "B": "lora_B.weight", "magnitude": "dora_scale"}
 _KOHYA_NAMES = {**_NAMES, "A": "lora_down.weight", "B": "lora_up.weight"}
 _DIFFUSERS_NAMES = {**_NAMES, "magnitude": "lora_magnitude_vector"}
@@ -50,7 +50,7 @@ def lora_tensors(denoiser: nn.Module, family: Family, recipe: Recipe, format: Lo
     out: dict[str, Tensor] = {}
     for module, layer in layers_of(denoiser):
         key = family.export_key(module, format)
-        is_kohya, is_diffusers = key.startswith(kohya.PREFIX), format is LoraFormat.DIFFUSERS
+        is_kohya, is_diffusers = key.startswith((kohya.PREFIX, *kohya.ENCODERS)), format is LoraFormat.DIFFUSERS
         is_folded = is_diffusers or key.startswith(_DIFFUSERS)
         names = _KOHYA_NAMES if is_kohya else _DIFFUSERS_NAMES if is_diffusers else _NAMES
         parts = {name: value.detach().to("cpu") for name, value in parts_of(layer).items()}

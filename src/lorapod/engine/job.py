@@ -17,7 +17,15 @@ from lorapod.engine.adapter_files import Merged
 from lorapod.engine.adapters import target_names
 from lorapod.engine.cache import Cache
 from lorapod.engine.export import ONLY_LYCORIS
-from lorapod.engine.families import Expert, Family, ShiftsByResolution, TakesFirstFrame, WeighsBySnr, family_of
+from lorapod.engine.families import (
+    Expert,
+    Family,
+    ShiftsByResolution,
+    TakesFirstFrame,
+    TrainsTextEncoders,
+    WeighsBySnr,
+    family_of,
+)
 from lorapod.engine.first_frames import FirstFrame, first_frames
 from lorapod.errors import DatasetError, RequestError
 from lorapod.files import sha256_of
@@ -111,6 +119,12 @@ class Job:
                 f"This base model is not trained with the weighting {training.loss_weighting.value}",
                 "`debiased` is for SDXL, the others are for flow-matching models.",
                 "Leave `training.loss_weighting` out.",
+            )
+        if self.recipe.adapter.text_encoders and not isinstance(self.family, TrainsTextEncoders):
+            raise RequestError(
+                "The text encoders of this base model cannot be trained",
+                "`adapter.text_encoders` is for SDXL; those of the others are large, and their LoRA files hold none.",
+                "Leave it out.",
             )
         self._refuse_adapter()
         for format in self.recipe.saving.formats:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
@@ -15,12 +15,20 @@ from lorapod.errors import MissingPackageError
 from lorapod.recipe.schema import OptimizerKind, OptimizerSection, ScheduleKind
 
 
-def build_optimizer(section: OptimizerSection, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """The recipe's optimizer over `parameters`.
+def build_optimizer(
+    section: OptimizerSection, denoisers: list[nn.Parameter], encoders: Sequence[nn.Parameter] = ()
+) -> torch.optim.Optimizer:
+    """The recipe's optimizer over the adapter's parameters.
+
+    Args:
+        encoders: Those of text encoders, which have a rate of their own: groups say it as `rate_share`.
 
     Raises:
         MissingPackageError: The optimizer's library is not installed.
     """
+    parameters: Any = denoisers
+    if encoders:
+        parameters = [{"params": denoisers}, {"params": list(encoders), "rate_share": section.text_encoder_rate}]
     lr, decay, betas = section.learning_rate, section.weight_decay, section.betas
     if section.kind is OptimizerKind.ADAMW:
         # fused updates all tensors in one pass; foreach would copy them on the CPU

@@ -18,6 +18,7 @@ from lorapod.engine.families import Conditions, Family, PreviewRequest
 from lorapod.engine.job import Job
 from lorapod.engine.likeness import likeness
 from lorapod.engine.output import emit
+from lorapod.engine.text_encoders import LiveText, live_text
 from lorapod.errors import TrainingError
 from lorapod.files import written_whole
 
@@ -42,7 +43,8 @@ class Previews:
         """Latents (c, f, h, w) of each prompt and seed."""
         job = self.job
         with self.drawing(denoiser):
-            return [job.family.sample(denoiser, job.base, self.request(*pair)) for pair in prompts]
+            live = live_text(denoiser)
+            return [job.family.sample(denoiser, job.base, self.request(*pair, live)) for pair in prompts]
 
     @contextmanager
     def drawing(self, denoiser: nn.Module) -> Iterator[None]:
@@ -53,11 +55,19 @@ class Previews:
             yield
         denoiser.train(was_training)
 
-    def request(self, prompt: str, seed: int) -> PreviewRequest:
+    @torch.no_grad()
+    def request(self, prompt: str, seed: int, live: LiveText | None = None) -> PreviewRequest:
+        """One preview to sample.
+
+        Args:
+            live: What encodes captions, where the encoders are not the base model's own.
+        """
         settings = self.job.recipe.previews
+        wanted = [prompt, settings.negative_prompt]
+        text, negative = live(wanted) if live else map(self._text, wanted)
         return PreviewRequest(
-            text=self._text(prompt),
-            negative=self._text(settings.negative_prompt),
+            text=text,
+            negative=negative,
             width=self.width,
             height=self.height,
             frames=self.frames,

@@ -78,7 +78,7 @@ def optimizer_step(
         The loss of each batch, detached, on the device: reading one waits for it.
     """
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("rate_share", 1.0)
     ranks = ranks or Ranks()
     count, taken = job.recipe.training.accumulation, list[Batch]()
     upcoming = _kept(islice(batches, count), taken)

@@ -48,6 +48,7 @@ from lorapod.engine.previews import Previews
 from lorapod.engine.ranks import Ranks
 from lorapod.engine.step import optimizer_step
 from lorapod.engine.swapping import swap
+from lorapod.engine.text_encoders import attach
 from lorapod.errors import NonFiniteLossError
 from lorapod.files import sha256_of
 
@@ -82,11 +83,13 @@ class Training:
         self.expert = expert
         self.denoiser = load_denoiser(job, expert, self.memory.keeping)
         self.merge_adapters(job.merged_adapters)
+        enable_checkpointing(self.denoiser, self.memory.checkpointing)
+        if recipe.adapter.text_encoders:
+            attach(self.denoiser, job)
         adapters.add_adapter(self.denoiser, job.family, recipe.adapter, recipe.alpha, recipe.training.seed, job.device)
         if recipe.adapter.continue_from:
             file = file_for(expert, job.experts, recipe.adapter.continue_from)
             adapters.continue_from(self.denoiser, job.family, file)
-        enable_checkpointing(self.denoiser, self.memory.checkpointing)
         self.compiled = None
         if wants_compiling(recipe.training.compile, job.device):
             self.compiled = CompiledBlocks(self.denoiser, job.workspace.cache / "compiled")
@@ -95,7 +98,10 @@ class Training:
         if self.memory.keeping.swapped:
             self.swapped = swap(self.denoiser, self.memory.keeping.swapped, job.device)
         self.average = Average(adapters.adapter_tensors(self.denoiser), recipe.adapter.ema_decay)
-        self.optimizer = build_optimizer(recipe.optimizer, self.parameters)
+        trained = [(name, p) for name, p in self.denoiser.named_parameters() if p.requires_grad]
+        encoders = [p for name, p in trained if name.startswith(adapters.ENCODERS)]
+        others = [p for name, p in trained if not name.startswith(adapters.ENCODERS)]
+        self.optimizer = build_optimizer(recipe.optimizer, others, encoders)
         self.evaluation = Evaluation(job, self.batches, expert, self.ranks)
 
     @property

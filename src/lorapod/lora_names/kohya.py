@@ -6,6 +6,8 @@ from __future__ import annotations
 import re
 
 PREFIX = "lora_unet_"
+ENCODERS = {"lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2"}
+"""Prefixes of layers of SDXL's text encoders, and diffusers' names of these."""
 
 _WORDS = re.compile(
     r"down_blocks|up_blocks|mid_block|single_transformer_blocks|transformer_blocks|to_out|to_add_out|to_[qkv]"
@@ -29,7 +31,10 @@ _RESNET = {
 
 
 def kohya_name(module: str) -> str:
-    """`down_blocks.1.attentions.0` to `lora_unet_down_blocks_1_attentions_0`."""
+    """`down_blocks.1.attentions.0` to `lora_unet_down_blocks_1_attentions_0`, `text_encoder_2.…` to `lora_te2_…`."""
+    for prefix, name in ENCODERS.items():
+        if module.startswith(f"{name}."):
+            return prefix + module.removeprefix(f"{name}.").replace(".", "_")
     return PREFIX + module.replace(".", "_")
 
 
@@ -40,6 +45,9 @@ def dotted(name: str) -> str:
 
 def module_of(name: str) -> str:
     """The inverse of `kohya_name`; a name of another layout comes back as it is."""
+    for prefix, encoder in ENCODERS.items():
+        if name.startswith(prefix):
+            return f"{encoder}.{dotted(name.removeprefix(prefix))}"
     return from_original_unet(dotted(name.removeprefix(PREFIX))) if name.startswith(PREFIX) else name
 
 

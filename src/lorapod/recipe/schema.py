@@ -293,6 +293,11 @@ class AdapterSection(Section):
         "`style` or `character`, the few layers that learn mostly the one (SDXL, and FLUX.1 for characters); or a list of "
         'patterns of diffusers\' names of layers, as `["blocks.1?.attn1.*", "*.ffn.net.2"]`, where `*` is any text.',
     )
+    text_encoders: bool = Field(
+        False,
+        description="Adapt the text encoders too, for base models whose encoders are small (SDXL's two CLIP models): a new "
+        "word is learnt faster, and known words change sooner. Captions are then encoded in every step.",
+    )
     continue_from: Path | None = Field(
         None, description="A LoRA file to start from; its kind, rank and targets must match."
     )
@@ -321,6 +326,9 @@ class OptimizerSection(Section):
 
     kind: OptimizerKind = Field(OptimizerKind.ADAMW, description="The optimizer.")
     learning_rate: float = Field(1e-4, gt=0, lt=10, description="Peak learning rate; 1.0 for `prodigy`.")
+    text_encoder_rate: float = Field(
+        0.5, gt=0, le=10, description="With `adapter.text_encoders`: their learning rate as a share of `learning_rate`."
+    )
     weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay.")
     betas: tuple[Decay, Decay] = Field((0.9, 0.99), description="Decay rates of the moments.")
     schedule: ScheduleKind = Field(ScheduleKind.CONSTANT, description="Learning rate after the warm-up.")

@@ -43,6 +43,12 @@ class BuiltinTrainer:
                 "It is not installed.",
                 f"Install it with `pip install {package}`, or set `optimizer.kind` to `adamw`.",
             )
+        if adapter.text_encoders and optimizer.kind in (OptimizerKind.PRODIGY, OptimizerKind.SCHEDULE_FREE):
+            raise RequestError(
+                f"Text encoders are not trained with {optimizer.kind.value}",
+                "They have a learning rate of their own, and this optimizer finds its rate or schedule for all alike.",
+                "Set `optimizer.kind` to `adamw`, or leave `adapter.text_encoders` out.",
+            )
         if optimizer.kind is OptimizerKind.PRODIGY and optimizer.learning_rate < 0.1:
             raise RequestError(
                 f"Prodigy hardly trains at a learning rate of {optimizer.learning_rate:g}",

@@ -160,6 +160,8 @@ def beyond_external(recipe: Recipe) -> tuple[str, str] | None:
         return "adapt layers by pattern", "adapter.targets"
     if adapter.merged:
         return "merge adapters into the base model", "adapter.merged"
+    if adapter.text_encoders:
+        return "adapt text encoders here", "adapter.text_encoders"
     if adapter.ema_decay:
         return "average the weights", "adapter.ema_decay"
     return ("choose the size of a LoKr's factors", "adapter.factor") if adapter.factor else None

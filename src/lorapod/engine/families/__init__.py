@@ -17,6 +17,7 @@ from lorapod.engine.families.base import (
     TakesFirstFrame,
     TakesPlacement,
     TellsGuidance,
+    TrainsTextEncoders,
     WeighsBySnr,
 )
 from lorapod.models import BaseModel
@@ -54,6 +55,7 @@ __all__ = [
     "TakesFirstFrame",
     "TakesPlacement",
     "TellsGuidance",
+    "TrainsTextEncoders",
     "WeighsBySnr",
     "family_named",
     "family_of",

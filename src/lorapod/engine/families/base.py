@@ -204,6 +204,20 @@ class WeighsBySnr(Protocol):
 
 
 @runtime_checkable
+class TrainsTextEncoders(Protocol):
+    """A family whose text encoders can be trained with the denoiser."""
+
+    def load_text_encoder(self, base: BaseModel, device: torch.device, dtype: torch.dtype) -> Any:
+        """As `Family.load_text_encoder`."""
+
+    def encoders_of(self, encoder: Any) -> dict[str, nn.Module]:
+        """The transformers inside what `load_text_encoder` gives, by the base model's names of them."""
+
+    def encode(self, encoder: Any, captions: list[str]) -> list[Conditions]:
+        """As `Family.encode_text`, on the encoders' device and with gradients where they are wanted."""
+
+
+@runtime_checkable
 class NamesLayers(Protocol):
     """A family whose LoRA files do not name layers as diffusers does."""
 

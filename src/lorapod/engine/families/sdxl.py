@@ -5,7 +5,7 @@ trained on 1,000 integer timesteps of a variance-preserving diffusion, and predi
 configuration says; both CLIP encoders see the caption padded to 77 tokens, their last but one hidden states side by side
 are the tokens and the second's projection is the pooled vector; six numbers (the size of the source, the crop, the size of
 the bucket) tell the denoiser how a picture was cut. A noise level s is the timestep of that share of the schedule.
-Not covered: training the text encoders, LoRA on convolutions, the refiner.
+Not covered: LoRA on convolutions, the refiner.
 """
 
 from __future__ import annotations
@@ -150,6 +150,14 @@ class SDXL(OfDiffusers, WithAutoencoder, Answers):
     @torch.no_grad()
     def encode_text(self, encoder: TextEncoders, captions: list[str]) -> list[Conditions]:
         """ "tokens" (77, 2048), "pooled" (1280,), and the "length" in tokens of the caption before it was cut."""
+        return [{name: value.cpu().clone() for name, value in each.items()} for each in self.encode(encoder, captions)]
+
+    def encoders_of(self, encoder: TextEncoders) -> dict[str, nn.Module]:
+        """Both transformers, without the second's projection, under one name whatever version of transformers it is."""
+        inner = [getattr(model, "text_model", model) for model in encoder.models]
+        return {"text_encoder": inner[0], "text_encoder_2": inner[1]}
+
+    def encode(self, encoder: TextEncoders, captions: list[str]) -> list[Conditions]:
         states, pooled = [], None
         for tokenizer, model in zip(encoder.tokenizers, encoder.models, strict=True):
             ids = tokenizer(
@@ -158,12 +166,12 @@ class SDXL(OfDiffusers, WithAutoencoder, Answers):
             found = model(ids.to(model.device), output_hidden_states=True)
             states.append(found.hidden_states[-2])
             pooled = found[0]  # the second encoder's projection is what stays, (b, 1280)
-        tokens = torch.cat(states, -1).cpu()  # (b, 77, 768 + 1280)
+        tokens = torch.cat(states, -1)  # (b, 77, 768 + 1280)
         assert pooled is not None
         lengths = [len(ids) for ids in encoder.tokenizers[0](captions, verbose=False).input_ids]
         return [
-            {"tokens": row.clone(), "pooled": vector.clone(), "length": torch.tensor(length)}
-            for row, vector, length in zip(tokens, pooled.cpu(), lengths, strict=True)
+            {"tokens": row, "pooled": vector, "length": torch.tensor(length)}
+            for row, vector, length in zip(tokens, pooled, lengths, strict=True)
         ]
 
     def load_vae(self, base: BaseModel, device: torch.device, dtype: torch.dtype) -> nn.Module:
@@ -239,7 +247,9 @@ class SDXL(OfDiffusers, WithAutoencoder, Answers):
 
     def export_key(self, module: str, format: LoraFormat) -> str:
         """ComfyUI knows SDXL's layers by kohya's names; what peft writes for diffusers it does not match."""
-        return f"unet.{module}" if format is LoraFormat.DIFFUSERS else kohya.kohya_name(module)
+        if format is not LoraFormat.DIFFUSERS:
+            return kohya.kohya_name(module)
+        return module if module.startswith("text_encoder") else f"unet.{module}"
 
     def module_of(self, name: str) -> str:
         """The module that a LoRA file of any layout calls `name`."""
