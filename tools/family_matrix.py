@@ -1,10 +1,11 @@
 """The whole family matrix on tiny models: train 3 steps, go on from a checkpoint, write every key layout, load each back here
 and in diffusers, draw a preview.
 
-    python tools/family_matrix.py [FAMILY ...] [--kind lora] [--write FILE]
+    python tools/family_matrix.py [FAMILY ...] [--kind lora] [--write FILE] [--keep FOLDER]
 
 A row is a base model (all of them without arguments), a column what was done with it, a cell the seconds that it took or
-why it failed. Everything runs in this process through the code that a run's stages run; the tiny models are those of the
+why it failed. Models that make clips of text learn pictures and clips together, and draw a clip, whose frames are a picture
+too; `--keep` keeps what was drawn and written. Everything runs in this process through the code that a run's stages run; the tiny models are those of the
 tests. What "loads back" means: the held-out loss with the file on a fresh base model is that of the trained one.
 Exit code 1 where a cell failed. Goal: all rows in under 3 minutes on two CPU cores.
 """
@@ -16,6 +17,7 @@ import contextlib
 import io
 import os
 import platform
+import shutil
 import sys
 import tempfile
 import time
@@ -87,13 +89,13 @@ class Row:
         return any(isinstance(cell, str) for cell in self.cells.values())
 
 
-def dataset(folder: Path, clips: bool) -> Path:
-    """Four small items with captions."""
+def dataset(folder: Path, kinds: str) -> Path:
+    """Four small items with captions: a letter each, `p` for a picture and `c` for a clip."""
     from data.clips_made import make_clip
 
     folder.mkdir()
-    for i in range(4):
-        if clips:
+    for i, kind in enumerate(kinds):
+        if kind == "c":
             make_clip(folder / f"{i}.mp4", 10 + i, fps=16, size=(64, 64))
         else:
             Image.new("RGB", (64, 64), (60 * i, 120, 200 - 60 * i)).save(folder / f"{i}.png")
@@ -141,10 +143,11 @@ def matrix_row(name: str, family_name: str, build: Builder, folder: Path, kind: 
     model = build(folder / "model")
     family = family_of(BaseModel("tiny", family_name, model))
     formats = [f for f in family.formats if f is not LoraFormat.DIFFUSERS or AdapterKind(kind) not in ONLY_LYCORIS]
-    clips = isinstance(family, TakesFirstFrame) and family.first_frame == "needed"
+    needs_clips = isinstance(family, TakesFirstFrame) and family.first_frame == "needed"
+    kinds = "cccc" if needs_clips else "pppp" if family.fps is None else "ppcc"
     frames = 1 if family.fps is None else 9
     data, workspace, run = (
-        dataset(folder / "data", clips),
+        dataset(folder / "data", kinds),
         Workspace(folder / "workspace"),
         folder / "workspace/runs/whole",
     )
@@ -220,8 +223,12 @@ def text_of(found: list[Row], kind: str, seconds: float) -> str:
     return "\n".join(lines) + "\n"
 
 
-def run_matrix(chosen: list[str], kind: str) -> tuple[list[Row], float]:
-    """The rows of the families in `chosen`, of all where it is empty, and the seconds of all together."""
+def run_matrix(chosen: list[str], kind: str, keep: Path | None = None) -> tuple[list[Row], float]:
+    """The rows of the families in `chosen`, of all where it is empty, and the seconds of all together.
+
+    Args:
+        keep: Folder for the previews and LoRA files of each.
+    """
     torch.set_num_threads(1)
     began, found = time.perf_counter(), []
     for name, (family, build) in rows().items():
@@ -229,6 +236,10 @@ def run_matrix(chosen: list[str], kind: str) -> tuple[list[Row], float]:
             continue
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
             found.append(matrix_row(name, family, build, Path(folder), kind))
+            if keep is not None:
+                for part in ("previews", "lora"):
+                    made = Path(folder) / "workspace/runs/whole" / part
+                    shutil.copytree(made, keep / name.replace(" ", "-").lower() / part, dirs_exist_ok=True)
     return found, time.perf_counter() - began
 
 
@@ -237,9 +248,10 @@ def main() -> int:
     parser.add_argument("families", nargs="*", help="z_image, sdxl, flux, qwen_image, wan")
     parser.add_argument("--kind", default="lora", help="kind of adapter")
     parser.add_argument("--write", type=Path, help="file for the table")
+    parser.add_argument("--keep", type=Path, help="folder for previews and LoRA files")
     given = parser.parse_args()
     with contextlib.redirect_stderr(io.StringIO()):
-        found, seconds = run_matrix(given.families, given.kind)
+        found, seconds = run_matrix(given.families, given.kind, given.keep)
     text = text_of(found, given.kind, seconds)
     print(text)
     if given.write:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import wan_made
+from parity import same_loss
 from PIL import Image
 from torch import Tensor, nn
 
@@ -62,11 +63,12 @@ def test_text_embeddings_equal_the_pipelines(wan: Callable[[str], BaseModel]) ->
         assert not other[count:].any()
 
 
+@pytest.mark.parametrize("kind", ["t2v", "t2v-a14b"])
 @pytest.mark.parametrize("frames", [1, 9])
 def test_loss_of_pictures_and_clips_equals_an_independent_computation(
-    wan: Callable[[str], BaseModel], frames: int
+    wan: Callable[[str], BaseModel], frames: int, kind: str
 ) -> None:
-    base = wan("t2v")
+    base = wan(kind)
     family = family_of(base)
     denoiser = family.load_denoiser(base, family.experts[0], CPU, FP32)
     latents, noise = drawn(2, 16, (frames - 1) // 4 + 1, 4, 6), drawn(2, 16, (frames - 1) // 4 + 1, 4, 6, seed=4)
@@ -80,7 +82,7 @@ def test_loss_of_pictures_and_clips_equals_an_independent_computation(
         with torch.no_grad():
             out = transformer(mixed, torch.tensor([1000.0 * sigma]), padded).sample[0]
         expected = torch.nn.functional.mse_loss(out, noise[i] - latents[i])
-        assert abs(ours[i].item() - expected.item()) < 1e-5
+        same_loss(f"Wan {kind}, {frames} frames", ours[i].item(), expected.item())
 
 
 class Oracle(nn.Module):
@@ -257,7 +259,8 @@ def test_loss_from_first_frames_equals_an_independent_computation(wan: Callable[
         with torch.no_grad():
             given = torch.cat([mixed, conditions[i]])[None]  # 16 noisy, 4 mask, 16 of the first frame
             out = transformer(given, torch.tensor([1000.0 * sigma]), padded, image).sample[0]
-        assert abs(ours[i].item() - (out - (noise[i] - latents[i])).square().mean().item()) < 1e-5
+        expected = (out - (noise[i] - latents[i])).square().mean()
+        same_loss(f"Wan {kind}", ours[i].item(), expected.item())
 
 
 def test_a_given_first_frame_of_the_5b_is_clean_at_time_zero_and_not_learnt(wan: Callable[[str], BaseModel]) -> None:
@@ -293,9 +296,11 @@ def test_loss_of_the_5b_equals_an_independent_computation(wan: Callable[[str], B
         mixed[:, :, 0] = latents[:, :, 0]
         out = transformer(mixed, torch.tensor([[0.0] * 4 + [600.0] * 8]), padded).sample
         given = (out - (noise - latents))[:, :, 1:].square().mean()
-    assert abs(family.loss(denoiser, latents, noise, level, [{}], texts).item() - plain.item()) < 1e-5
+    same_loss("Wan ti2v-5b", family.loss(denoiser, latents, noise, level, [{}], texts).item(), plain.item())
     item = {"given_frames": torch.tensor(1)}
-    assert abs(family.loss(denoiser, latents, noise, level, [item], texts).item() - given.item()) < 1e-5
+    same_loss(
+        "Wan ti2v-5b, first frame", family.loss(denoiser, latents, noise, level, [item], texts).item(), given.item()
+    )
 
 
 @pytest.mark.parametrize("kind", ["i2v", "ti2v-5b"])
