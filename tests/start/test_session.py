@@ -77,7 +77,7 @@ def test_a_base_model_whose_weights_must_be_rounded_is_offered_and_says_so(tmp_p
     """And is not what is recommended while another one fits as it is."""
     session = session_on(tmp_path / "w", gpu(24))
     (flux,) = [c for c in session.step("model").question(session).choices if c.value == "flux-dev"]
-    assert not flux.lacks and "here with weights rounded to 8 bits" in flux.title
+    assert not flux.lacks and "(here in 8 bits)" in flux.title
     assert session.step("model").question(session).default == "z-image-turbo"
     small = session_on(tmp_path / "small", gpu(8))
     assert small.step("model").question(small).default == "sdxl"

@@ -144,7 +144,7 @@ def test_a_window_that_changes_its_size_in_the_middle_goes_on(open_terminal: Ope
 
 def test_in_a_narrow_window_names_stay_whole_and_what_is_cut_is_said_below(tmp_path: Path, open_terminal: Open) -> None:
     fakes.smi(tmp_path / "bin", (fakes.RTX4090.but(mebibytes=8192),))
-    terminal = open_terminal(columns=40, environment={"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"})
+    terminal = open_terminal(columns=40, lines=40, environment={"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"})
     begin(terminal)
     shown = terminal.wait(QUESTIONS[0])
     said = " ".join(shown.split())

@@ -93,8 +93,14 @@ class Means:
         return 3 if self.swapped else {Quantization.NONE: 0, Quantization.NF4: 2}.get(self.quantize, 1)
 
     @property
+    def briefly(self) -> str:
+        """The part of it that changes what is learnt a little, or takes much time, in two or three words."""
+        bits = {Quantization.NONE: "", Quantization.NF4: "in 4 bits"}.get(self.quantize, "in 8 bits")
+        return " and ".join(filter(None, [bits, "swapping" if self.swapped else ""]))
+
+    @property
     def costly(self) -> str:
-        """The part of it that changes what is learnt a little, or takes much time."""
+        """The same in full."""
         bits = {Quantization.NONE: "", Quantization.NF4: "weights rounded to 4 bits"}
         swapped = f"{self.swapped} of the model's blocks waiting in the machine's memory" if self.swapped else ""
         return " and ".join(filter(None, [bits.get(self.quantize, "weights rounded to 8 bits"), swapped]))

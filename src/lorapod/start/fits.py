@@ -71,4 +71,4 @@ def fit_of(entry: Entry, gpus: Gpus) -> Fit:
     if means is None:
         least = -(-_least(entry, measures) // GIB)
         return Fit(need, f"needs at least {least} GB of GPU memory, this one has {largest.memory_total / GIB:.0f}")
-    return Fit(need, means=means.costly, price=means.price)
+    return Fit(need, means=means.briefly, price=means.price)

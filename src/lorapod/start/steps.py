@@ -82,7 +82,7 @@ class ModelStep(Base):
 def _model_choice(entry: Entry, facts: Facts) -> Choice:
     fit = fit_of(entry, facts.gpus)
     need = f"{-(-fit.need // GIB)} GB of GPU memory" if fit.need else "any processor" if entry.packaged else "memory: ?"
-    need += f" (here with {fit.means})" if fit.means else ""
+    need += f" (here {fit.means})" if fit.means else ""
     about = GOOD_FOR.get(entry.name) or GOOD_FOR.get(entry.based_on or "") or f"trains on {entry.modality}s"
     use = {True: "business use allowed", False: "no business use", None: "business use: read it"}[entry.commercial_use]
     gate = "; access has to be asked for at Hugging Face" if entry.gated else ""
