@@ -10,6 +10,7 @@ from pathlib import Path
 import picture_models
 import pytest
 import torch
+from diffusers.utils.state_dict_utils import convert_state_dict_to_kohya
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -17,6 +18,7 @@ from lorapod import lora_convert, lora_file, lora_math
 from lorapod import recipe as recipes
 from lorapod.engine import adapters
 from lorapod.engine.evaluate import answer_to
+from lorapod.engine.families.sdxl import SDXL, TextEncoders
 from lorapod.engine.job import Job
 from lorapod.engine.prepare import prepare
 from lorapod.engine.previews import Previews
@@ -128,6 +130,21 @@ def test_the_keys_are_those_that_comfyui_and_sd_scripts_read(trained: Training) 
             assert {f"{layer}.lora_down.weight", f"{layer}.lora_up.weight", f"{layer}.alpha"} <= keys
     theirs = set(load_file(trained.job.folder / "lora" / "zorb-diffusers.safetensors"))
     assert "text_encoder_2.text_model.encoder.layers.0.mlp.fc1.lora_A.weight" in theirs
+
+
+def test_keys_at_full_size_are_those_that_diffusers_converts_to() -> None:
+    """Every layer of both encoders as published, through diffusers' own conversion to kohya's names."""
+    models, denoiser = picture_models.full_size_encoders(), torch.nn.Module()
+    assert [sum(p.numel() for p in m.parameters()) for m in models] == [123_060_480, 694_659_840]
+    for name, module in SDXL().encoders_of(TextEncoders((None, None), models)).items():
+        setattr(denoiser, name, torch.nn.ModuleDict({"text_model": module}))
+    layers = [n for n, m in denoiser.named_modules() if isinstance(m, torch.nn.Linear)]
+    assert len(layers) == (12 + 32) * len(KINDS)
+    ours = {n: SDXL().export_key(n, LoraFormat.COMFYUI) for n in layers}
+    diffusers = {f"{SDXL().export_key(n, LoraFormat.DIFFUSERS)}.lora_A.weight": torch.zeros(4, 1) for n in layers}
+    theirs = {key for key in convert_state_dict_to_kohya(diffusers) if not key.endswith("alpha")}
+    assert theirs == {f"{key}.lora_down.weight" for key in ours.values()}
+    assert [SDXL().module_of(key) for key in ours.values()] == layers
 
 
 def test_it_goes_on_to_the_same_bytes(bench: Bench, trained: Training) -> None:
