@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,6 +25,15 @@ def parts() -> ModuleType:
     from gpu_parts import measure
 
     return measure
+
+
+@pytest.fixture
+def plainly() -> Iterator[None]:
+    """Workers and vector code only make compiling longer."""
+    from torch._inductor import config
+
+    with config.patch({"compile_threads": 1, "cpp.simdlen": 1}):
+        yield
 
 
 class Trained:
@@ -65,16 +75,14 @@ def warnings(text: str) -> list[dict[str, Any]]:
     return [event for event in events if event["type"] == "warning"]
 
 
+@pytest.mark.usefixtures("plainly")
 @pytest.mark.skipif(not HAS_COMPILER, reason="torch.compile needs a C++ compiler on the CPU")
 def test_compiled_blocks_learn_the_same(
     parts: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from torch._inductor import config
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", default_cache_dir())  # as torch itself sets it when it is imported
-    monkeypatch.setattr(config, "compile_threads", 1)  # workers and vector code only make the test longer
-    monkeypatch.setattr(config.cpp, "simdlen", 1)
     plain = Trained(parts, tmp_path / "plain", model="wan2.1-t2v-1.3b").losses(3)
     other = Trained(parts, tmp_path / "compiled", model="wan2.1-t2v-1.3b")
     blocks = CompiledBlocks(other.denoiser, tmp_path / "inductor")
@@ -161,3 +169,39 @@ def test_who_compiles() -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert not wants_compiling("auto", cpu) and wants_compiling("auto", cuda)
     assert wants_compiling(True, cpu) and not wants_compiling(False, cuda)
+
+
+@pytest.mark.usefixtures("plainly")
+@pytest.mark.skipif(not HAS_COMPILER, reason="torch.compile needs a C++ compiler on the CPU")
+def test_rounded_swapped_and_checkpointed_blocks_are_compiled_once_and_learn_the_same(
+    parts: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything that saves memory at once: no graph more than without, none broken, and the losses of eager blocks."""
+    from torch._dynamo.utils import counters
+
+    from lorapod.engine.blocks import blocks_of
+    from lorapod.engine.checkpointing import enable_checkpointing
+    from lorapod.engine.quantised import QuantisedLinear, may_be_quantised, quantise
+    from lorapod.engine.swapping import swap
+    from lorapod.recipe.schema import Checkpointing, Quantization
+
+    torch._dynamo.reset()
+
+    def saving(name: str) -> Trained:
+        trained = Trained(parts, tmp_path / name)
+        for block in blocks_of(trained.denoiser).values():
+            for adapted in list(block.modules()):
+                layer = getattr(adapted, "base_layer", None)
+                if may_be_quantised(layer):
+                    codes = quantise(layer.weight, Quantization.INT8)
+                    adapted.base_layer = QuantisedLinear(codes, layer.bias, Quantization.INT8, torch.float32)
+        enable_checkpointing(trained.denoiser, Checkpointing.SELECTIVE)
+        return trained
+
+    eager, compiled = saving("eager"), saving("compiled")
+    counters.clear()
+    blocks = CompiledBlocks(compiled.denoiser, tmp_path / "compiled")
+    assert len(swap(compiled.denoiser, 3, torch.device("cpu")).blocks) == 3
+    assert compiled.losses(4, blocks) == pytest.approx(eager.losses(4), rel=1e-5)
+    assert blocks.active and not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] <= len(blocks.blocks)

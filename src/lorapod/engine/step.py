@@ -19,9 +19,9 @@ from lorapod.engine.compiling import COMPILER_ERRORS, CompiledBlocks
 from lorapod.engine.evaluate import answer_to
 from lorapod.engine.families import WeighsBySnr
 from lorapod.engine.job import Job
-from lorapod.engine.losses import loss_of_kind, weight_of_level
+from lorapod.engine.losses import loss_of_kind, squared_error, weight_of_level
 from lorapod.engine.ranks import Ranks
-from lorapod.recipe.schema import LossWeighting
+from lorapod.recipe.schema import LossKind, LossWeighting
 
 
 def weighted_loss(job: Job, denoiser: nn.Module, batch: Batch) -> Tensor:
@@ -30,12 +30,14 @@ def weighted_loss(job: Job, denoiser: nn.Module, batch: Batch) -> Tensor:
     answer = answer_to(job, denoiser, batch)
     if batch.preserved:
         answer = replace(answer, target=preserved_target(job, denoiser, batch, answer.target))
-    noise_to_signal = job.family.noise_to_signal(level)
-    losses = loss_of_kind(answer, training, noise_to_signal, level)
+    if training.loss is LossKind.MSE and training.loss_weighting is LossWeighting.NONE:
+        losses = squared_error(answer)
+    else:
+        ratio = job.family.noise_to_signal(level)
+        losses = loss_of_kind(answer, training, ratio, level)
+        losses = losses * weight_of_level(training.loss_weighting, ratio, level)
     if training.min_snr_gamma and isinstance(job.family, WeighsBySnr):
         losses = losses * job.family.min_snr_weight(level, training.min_snr_gamma)
-    if training.loss_weighting is not LossWeighting.NONE:
-        losses = losses * weight_of_level(training.loss_weighting, noise_to_signal, level)
     if batch.weights:
         losses = losses * torch.tensor(batch.weights, device=losses.device)
     return losses.mean()
