@@ -200,8 +200,13 @@ def _whole_name(component: str, module: str, family: str) -> str:
     return parts[0]
 
 
-def convert(source: Path, target: Path, format: LoraFormat, family: str | None = None) -> Lora:
+def convert(
+    source: Path, target: Path, format: LoraFormat, family: str | None = None, text_encoders: bool = True
+) -> Lora:
     """Writes the LoRA file `source` to `target` in another layout; `source` is left as it is.
+
+    Args:
+        text_encoders: Whether the layers of text encoders are written, where it has any.
 
     Returns:
         What was written, in diffusers' names.
@@ -211,6 +216,16 @@ def convert(source: Path, target: Path, format: LoraFormat, family: str | None =
         DiskError: No space.
     """
     lora = read(source, family, every_kind=True)
+    if not text_encoders:
+        lora = replace(
+            lora,
+            layers=tuple(layer for layer in lora.layers if layer.component == "denoiser"),
+            others=tuple(layer for layer in lora.others if layer.component == "denoiser"),
+        )
+        if not (lora.layers or lora.others):
+            raise AdapterError(
+                f"Nothing is left of {source.name}", "All of its layers are of text encoders.", "Convert it whole."
+            )
     write(lora, target, format)
     return lora
 

@@ -26,6 +26,7 @@ import tomlkit
 from lorapod import __version__
 from lorapod.errors import AdapterError
 from lorapod.files import sha256_of, written_whole
+from lorapod.lora_names import kohya
 from lorapod.recipe.schema import AdapterKind, Recipe
 
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors format
@@ -37,6 +38,7 @@ _HALF = re.compile(
 )
 _PREFIX = re.compile(r"^(base_model\.model\.|diffusion_model\.|transformer\.|unet\.|lora_unet_|lora_transformer_)+")
 _BLOCK = re.compile(r"^(.+?)[._](\d+)(?:[._]|$)")
+_ENCODER = re.compile(r"(text_encoder(?:_2)?)\.text_model\.encoder\.layers\.(\d+)\.")
 LoraLayout = Literal["comfyui", "diffusers", "kohya"]
 """How the keys are named: `diffusion_model.x.lora_A`, `transformer.x.lora_A` (or bare), `lora_unet_x.lora_down`."""
 
@@ -211,7 +213,15 @@ def inspect(path: Path) -> LoraInfo:
 
 
 def metadata_for(
-    recipe: Recipe, *, recipe_text: str, base_model_hash: str, family: str, steps: int, items: int, expert: str = ""
+    recipe: Recipe,
+    *,
+    recipe_text: str,
+    base_model_hash: str,
+    family: str,
+    steps: int,
+    items: int,
+    expert: str = "",
+    predicts_v: bool = False,
 ) -> dict[str, str]:
     """The text entries of a LoRA file's header: ModelSpec 1.0.1, what sd-scripts writes (`ss_*`), and the recipe.
 
@@ -224,7 +234,10 @@ def metadata_for(
         steps: Optimizer steps behind the weights in this file, which may be fewer than the recipe asks for.
         items: Items trained on.
         expert: `high` or `low` where the base model has two denoisers.
+        predicts_v: Whether the base model is an SDXL that predicts v.
     """
+    rate = recipe.optimizer.learning_rate
+    encoder_rate = rate * recipe.optimizer.text_encoder_rate if recipe.adapter.text_encoders else ""
     words = list(dict.fromkeys(dataset.trigger_word for dataset in recipe.datasets if dataset.trigger_word))
     everywhere = all(dataset.trigger_word for dataset in recipe.datasets) and len(words) == 1
     # Readers sort by this count; how the items are spread over several trigger words is not known here.
@@ -238,7 +251,7 @@ def metadata_for(
         "modelspec.title": recipe.name,
         "modelspec.description": recipe.notes,
         "modelspec.resolution": f"{side}x{side}",
-        "modelspec.prediction_type": "epsilon" if family == "sdxl" else "flow",
+        "modelspec.prediction_type": "flow" if family != "sdxl" else "v" if predicts_v else "epsilon",
         "modelspec.trigger_phrase": ", ".join(words),
         "modelspec.usage_hint": f"Trigger: {', '.join(words)}" if words else "",
         "ss_output_name": recipe.name,
@@ -249,7 +262,9 @@ def metadata_for(
         "ss_network_dim": recipe.adapter.rank,
         "ss_network_alpha": recipe.alpha,
         "ss_network_dropout": recipe.adapter.dropout,
-        "ss_learning_rate": recipe.optimizer.learning_rate,
+        "ss_learning_rate": rate,
+        "ss_unet_lr": rate if encoder_rate else "",
+        "ss_text_encoder_lr": encoder_rate,
         "ss_optimizer": recipe.optimizer.kind.value,
         "ss_lr_scheduler": recipe.optimizer.schedule.value,
         "ss_lr_warmup_steps": recipe.optimizer.warmup_steps,
@@ -372,7 +387,7 @@ def _module(
     name: str, tensors: Mapping[str, _Tensor], halves: _Halves, data: Any, declared_alpha: float | None
 ) -> LoraModule:
     down, up = tensors[halves.down[name]], tensors[halves.up[name]]
-    plain = _PREFIX.sub("", name)
+    plain = _plain(name)
     block = _block_of(plain)
     rank = down.shape[0] if down.shape else 0
     if len(down.shape) < 2 or len(up.shape) < 2 or down.shape[0] != up.shape[1] or not rank:
@@ -393,7 +408,7 @@ def _module(
 
 def _lycoris_module(name: str, tensors: Mapping[str, _Tensor], halves: _Halves, data: Any) -> LoraModule:
     """A layer of a LoKr, LoHa or OFT."""
-    plain, keys = _PREFIX.sub("", name), halves.parts[name]
+    plain, keys = _plain(name), halves.parts[name]
     found = {part: values_of(tensors[key], data) for part, key in keys.items()}
     values = {part: value for part, value in found.items() if value is not None}
     inner = next((part for part in ("hada_w1_b", "lokr_w2_b", "lokr_w1_b") if part in keys), None)
@@ -453,7 +468,7 @@ def _warnings(
     zero = [module.name for module in modules if module.norm == 0]
     if zero and len(zero) == len(modules):
         yield "Every module is zero: the file changes nothing. It was probably saved before the first step."
-    elif zero:
+    elif zero := [name for name in zero if not (family == "sdxl" and _is_last_of_clip(name, modules))]:
         yield f"{_some(zero)}: all zero, so untrained."
     if halves.others:
         yield f"Keys that belong to no LoRA half: {_some(halves.others)}; norms leave them out."
@@ -506,8 +521,21 @@ def diffusers_alpha(metadata: Mapping[str, str]) -> float | None:
     return float(found[0]) if found and isinstance(found[0], int | float) else None
 
 
+def _plain(name: str) -> str:
+    """A layer's name without the prefix of its layout; of a text encoder in diffusers' names, whatever the layout."""
+    return kohya.module_of(name) if name.startswith(tuple(kohya.ENCODERS)) else _PREFIX.sub("", name)
+
+
+def _is_last_of_clip(name: str, modules: Sequence[LoraModule]) -> bool:
+    """Whether a layer is in the last block of the first text encoder, which SDXL never asks: files have it untrained."""
+    numbers = [int(match[2]) for m in modules if (match := _ENCODER.match(m.name)) and match[1] == "text_encoder"]
+    return bool(numbers) and name.startswith(f"text_encoder.text_model.encoder.layers.{max(numbers)}.")
+
+
 def _block_of(module: str) -> str:
     """`layers.0` of `layers.0.attention.to_q` or `layers_0_attention_to_q`; the first part where nothing is counted."""
+    if match := _ENCODER.match(module):
+        return f"{match[1]}.layers.{match[2]}"
     match = _BLOCK.match(module)
     return f"{match[1]}.{match[2]}" if match else module.partition(".")[0]
 

@@ -25,6 +25,7 @@ class Likeness:
     """How alike what two LoRAs add to one layer is.
 
     Attributes:
+        module: Its name in diffusers, with that of its text encoder before it where it is in one.
         cosine: Of the two as vectors, -1..1; 0 where one of them adds nothing.
         norms: Frobenius norms of what each adds.
     """
@@ -89,7 +90,8 @@ def compare(one: Lora, other: Lora) -> list[Likeness]:
         norms = _norm(layer), _norm(match)
         product = _inner(layer, match)
         cosine = product / (norms[0] * norms[1]) if norms[0] and norms[1] else 0.0
-        rows.append(Likeness(layer.module, max(-1.0, min(1.0, cosine)), norms))
+        name = layer.module if layer.component == "denoiser" else f"{layer.component}.{layer.module}"
+        rows.append(Likeness(name, max(-1.0, min(1.0, cosine)), norms))
     return rows
 
 

@@ -177,6 +177,20 @@ def full_size(family: str) -> torch.nn.Module:
         return kind(**config)
 
 
+def full_size_encoders() -> tuple[torch.nn.Module, torch.nn.Module]:
+    """SDXL's text encoders as they are published, CLIP-L and OpenCLIP-bigG, on the meta device."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    def config(width: int, layers: int) -> Any:
+        return CLIPTextConfig(
+            vocab_size=49408, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
+            num_attention_heads=width // 64, projection_dim=width,
+        )  # fmt: skip
+
+    with torch.device("meta"):
+        return CLIPTextModel(config(768, 12)), CLIPTextModelWithProjection(config(1280, 32))
+
+
 def pipeline_of(folder: Path) -> Any:
     """The diffusers pipeline of a folder, quiet."""
     import diffusers

@@ -10,17 +10,23 @@ from pathlib import Path
 import picture_models
 import pytest
 import torch
+from diffusers.utils.state_dict_utils import convert_state_dict_to_kohya
 from PIL import Image
 from safetensors.torch import load_file
 
+from lorapod import lora_convert, lora_file, lora_math
 from lorapod import recipe as recipes
 from lorapod.engine import adapters
+from lorapod.engine.evaluate import answer_to
+from lorapod.engine.families.sdxl import SDXL, TextEncoders
 from lorapod.engine.job import Job
 from lorapod.engine.prepare import prepare
 from lorapod.engine.previews import Previews
+from lorapod.engine.step import preserved_target
 from lorapod.engine.text_encoders import live_text
 from lorapod.engine.train import Training
-from lorapod.errors import LorapodError
+from lorapod.errors import AdapterError, LorapodError
+from lorapod.recipe.schema import DatasetSection, LoraFormat, Regularisation
 from lorapod.workspace import Workspace
 
 KINDS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
@@ -126,6 +132,21 @@ def test_the_keys_are_those_that_comfyui_and_sd_scripts_read(trained: Training) 
     assert "text_encoder_2.text_model.encoder.layers.0.mlp.fc1.lora_A.weight" in theirs
 
 
+def test_keys_at_full_size_are_those_that_diffusers_converts_to() -> None:
+    """Every layer of both encoders as published, through diffusers' own conversion to kohya's names."""
+    models, denoiser = picture_models.full_size_encoders(), torch.nn.Module()
+    assert [sum(p.numel() for p in m.parameters()) for m in models] == [123_060_480, 694_659_840]
+    for name, module in SDXL().encoders_of(TextEncoders((None, None), models)).items():
+        setattr(denoiser, name, torch.nn.ModuleDict({"text_model": module}))
+    layers = [n for n, m in denoiser.named_modules() if isinstance(m, torch.nn.Linear)]
+    assert len(layers) == (12 + 32) * len(KINDS)
+    ours = {n: SDXL().export_key(n, LoraFormat.COMFYUI) for n in layers}
+    diffusers = {f"{SDXL().export_key(n, LoraFormat.DIFFUSERS)}.lora_A.weight": torch.zeros(4, 1) for n in layers}
+    theirs = {key for key in convert_state_dict_to_kohya(diffusers) if not key.endswith("alpha")}
+    assert theirs == {f"{key}.lora_down.weight" for key in ours.values()}
+    assert [SDXL().module_of(key) for key in ours.values()] == layers
+
+
 def test_it_goes_on_to_the_same_bytes(bench: Bench, trained: Training) -> None:
     run = bench.run()
     bench.train(run, stop_at=2)
@@ -155,6 +176,107 @@ def test_it_can_be_continued_from(bench: Bench, trained: Training) -> None:
     before, after = adapters.adapter_tensors(trained.denoiser), adapters.adapter_tensors(again.denoiser)
     for name, value in before.items():
         torch.testing.assert_close(after[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_what_the_lora_commands_make_of_it_is_what_it_does(trained: Training, tmp_path: Path) -> None:
+    """Converted, cut to a lower rank and merged, by what diffusers' encoders say of a caption then."""
+    live, model = live_text(trained.denoiser), trained.job.base.folder
+    assert live is not None
+    source = lora_convert.read(trained.job.folder / "lora" / "zorb-diffusers.safetensors")
+    lora_convert.write(source, tmp_path / "converted.safetensors", LoraFormat.KOHYA)
+    lora_convert.write(lora_math.resize(source, 4)[0], tmp_path / "resized.safetensors", LoraFormat.COMFYUI)
+    halves = lora_math.merge([source, source], [0.25, 0.75])
+    lora_convert.write(halves, tmp_path / "merged.safetensors", LoraFormat.DIFFUSERS)
+    for file in sorted(tmp_path.iterdir()):
+        pipe = picture_models.pipeline_of(model)
+        pipe.load_lora_weights(file)
+        theirs = pipe.encode_prompt(["a zorb in the rain"], do_classifier_free_guidance=False)[0]
+        torch.testing.assert_close(encoded(live), theirs[0], rtol=1e-4, atol=1e-4)
+    assert (
+        load_file(tmp_path / "converted.safetensors").keys()
+        == load_file(trained.job.folder / "lora" / "zorb.safetensors").keys()
+    )
+
+
+def test_inspecting_names_the_encoders_alike_in_every_layout(trained: Training) -> None:
+    folder = trained.job.folder / "lora"
+    infos = [lora_file.inspect(folder / name) for name in ("zorb.safetensors", "zorb-diffusers.safetensors")]
+    for info in infos:
+        blocks = [block for block in info.block_norms if block.startswith("text_encoder")]
+        assert blocks == [f"text_encoder{each}.layers.{i}" for each in ("", "_2") for i in range(4)]
+        assert not info.warnings  # CLIP-L's last block is not asked in SDXL, so that zeros there are as they should be
+        assert info.metadata["ss_text_encoder_lr"] == "0.005" and info.metadata["ss_unet_lr"] == "0.01"
+        assert info.metadata["modelspec.prediction_type"] == "epsilon"
+    rows = lora_math.compare(*(lora_convert.read(info.path) for info in infos))
+    assert len({row.module for row in rows}) == len(rows)
+    assert all(row.cosine > 0.999 for row in rows if any(row.norms))
+
+
+def test_a_merged_file_changes_what_captions_say_and_the_new_one_is_without_encoders(
+    bench: Bench, trained: Training
+) -> None:
+    file, first = trained.job.folder / "lora" / "zorb.safetensors", live_text(trained.denoiser)
+    again = bench.train(
+        bench.run("adapter.text_encoders=false", f"adapter.merged=[{{path='{file}'}}]", "training.steps=1")
+    )
+    merged = live_text(again.denoiser)
+    assert merged is not None and first is not None
+    torch.testing.assert_close(encoded(merged), encoded(first), rtol=1e-4, atol=1e-4)
+    keys = load_file(again.job.folder / "lora" / "zorb.safetensors")
+    assert keys and all(key.startswith("lora_unet_") for key in keys)
+
+
+def test_continuing_with_other_layers_says_which_setting(bench: Bench, trained: Training, tmp_path: Path) -> None:
+    file, alone = trained.job.folder / "lora" / "zorb.safetensors", tmp_path / "alone.safetensors"
+    lora_convert.convert(file, alone, LoraFormat.COMFYUI, text_encoders=False)
+    assert all(key.startswith("lora_unet_") for key in load_file(alone))
+    with pytest.raises(AdapterError) as without:
+        bench.train(bench.run("adapter.text_encoders=false", f"adapter.continue_from={file}"))
+    assert "set `adapter.text_encoders = true`" in without.value.remedy
+    with pytest.raises(AdapterError) as beyond:
+        bench.train(bench.run(f"adapter.continue_from={alone}"))
+    assert "leave `adapter.text_encoders` out" in beyond.value.remedy
+
+
+def test_dropout_variants_masks_preservation_and_averages_go_on_to_the_same_bytes(bench: Bench, tmp_path: Path) -> None:
+    """All that decides which caption an item has, or what is made of it, with encoders that are asked in the step."""
+    own = tmp_path / "own"
+    own.mkdir()
+    for i in range(2):
+        Image.new("RGBA", (64, 64), (90 * i, 20, 70, 120)).save(own / f"{i}.png")
+        (own / f"{i}.txt").write_text(f"a hat {i}\na cap\n", encoding="utf-8")
+    changes = [
+        "datasets.0.caption_dropout=0.5", "adapter.ema_decay=0.5", "training.batch_size=2", "training.accumulation=2",
+        "datasets.0.validation_share=0", "previews.at_start=false", "previews.at_end=false",
+    ]  # fmt: skip
+
+    def run() -> Path:
+        made = bench.run(*changes)
+        recipe = recipes.load(made / "recipe.toml")
+        kept = DatasetSection(
+            path=own,
+            resolutions=[64],
+            caption_per_line=True,
+            shuffle_tags=True,
+            alpha_masks=True,
+            regularisation=Regularisation.PRESERVE,
+        )
+        recipe = recipe.model_copy(update={"datasets": [*recipe.datasets, kept]})
+        (made / "recipe.toml").write_text(recipes.dumps(recipe), encoding="utf-8")
+        return made
+
+    whole, parted = run(), run()
+    bench.train(whole)
+    bench.train(parted, stop_at=2)
+    training = bench.train(parted, resume=True)
+    ours, theirs = (each / "lora" / "zorb.safetensors" for each in (parted, whole))
+    assert ours.read_bytes() == theirs.read_bytes()
+    step = next(b for b in (training.batches.read(i) for i in range(8)) if b.preserved)
+    with torch.no_grad(), adapters.switched_off(training.denoiser):
+        plain = answer_to(training.job, training.denoiser, step).predicted
+    target = preserved_target(training.job, training.denoiser, step, torch.zeros_like(plain))
+    place = step.preserved[0]
+    torch.testing.assert_close(target[place], plain[place])  # by the encoders without their adapters too
 
 
 def test_a_base_model_with_large_encoders_refuses(bench: Bench, tiny_z_image: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ from parity import same_loss
 from PIL import Image
 from torch import Tensor, nn
 
+from lorapod.engine.experts import renamed_for
 from lorapod.engine.families import family_of
 from lorapod.engine.families.base import Expert, PreviewRequest
 from lorapod.engine.noise import draw_levels
@@ -104,13 +106,19 @@ class Oracle(nn.Module):
         return ((x[:, :c] - self.clean) / s.clamp(min=1e-9),)
 
 
-def test_a_model_that_knows_the_answer_has_no_loss(wan: Callable[[str], BaseModel]) -> None:
-    latents, noise = drawn(2, 16, 3, 4, 4), drawn(2, 16, 3, 4, 4, seed=5)
-    texts = [{"tokens": torch.zeros(1, 32)}] * 2
-    level = torch.tensor([0.7, 0.2])
-    for kind in ("t2v", "t2v-a14b"):
-        loss = family_of(wan(kind)).loss(Oracle(latents), latents, noise, level, [{}, {}], texts)
+@pytest.mark.parametrize("kind", list(wan_made.DENOISERS))
+def test_a_model_that_knows_the_answer_has_no_loss(wan: Callable[[str], BaseModel], kind: str) -> None:
+    base, texts, level = wan(kind), [{"tokens": torch.zeros(1, 32)}] * 2, torch.tensor([0.7, 0.2])
+    channels = 48 if kind == "ti2v-5b" else 16
+    latents, noise = drawn(2, channels, 3, 4, 4), drawn(2, channels, 3, 4, 4, seed=5)
+    item = {"first_frame": drawn(20, 3, 4, 4, seed=6), "image": drawn(257, 16, seed=7)} if "i2v" in kind[:3] else {}
+    answer = Oracle(latents)
+    for expert in family_of(base).experts:
+        inside = expert.lowest + (expert.highest - expert.lowest) * level
+        loss = family_of(base).loss(answer, latents, noise, inside, [item, item], texts)
         assert loss.max().item() < 1e-8
+        other = family_of(base).loss(answer, latents + 1, noise, inside, [item, item], texts)
+        assert other.min().item() > 0.1  # it is this answer that has none
 
 
 @pytest.mark.parametrize(("kind", "frames", "expected"), [
@@ -153,26 +161,37 @@ ORIGINAL_LAYERS = ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "
                    "cross_attn.v", "cross_attn.o", "ffn.0", "ffn.2")  # fmt: skip
 
 
+PARAMETERS = {
+    "t2v-1.3b": 1_418_996_800, "t2v-14b": 14_288_491_584, "i2v-14b": 16_394_878_784, "i2v-a14b": 14_288_901_184,
+    "ti2v-5b": 4_999_787_712,
+}  # fmt: skip
+"""As published, so that `wan_made.FULL_SIZE` is what it is called; the experts of both A14B models are as large."""
+
+
 @pytest.mark.parametrize(("name", "blocks", "width", "ff", "extra"), [
     ("t2v-1.3b", 30, 1536, 8960, ()), ("t2v-14b", 40, 5120, 13824, ()), ("ti2v-5b", 30, 3072, 14336, ()),
-    ("i2v-14b", 40, 5120, 13824, ("cross_attn.k_img", "cross_attn.v_img")),
+    ("i2v-14b", 40, 5120, 13824, ("cross_attn.k_img", "cross_attn.v_img")), ("i2v-a14b", 40, 5120, 13824, ()),
 ])  # fmt: skip
 def test_exported_keys_and_shapes_at_full_size_are_those_of_the_original_checkpoint(
     wan: Callable[[str], BaseModel], name: str, blocks: int, width: int, ff: int, extra: tuple[str, ...]
 ) -> None:
     family = family_of(wan("t2v"))
     pattern = family.targets(Targets.ATTENTION_FEED_FORWARD)
-    found = {
-        family.export_key(module, LoraFormat.COMFYUI): tuple(layer.weight.shape)
-        for module, layer in wan_made.full_size(name).named_modules()
-        if isinstance(layer, nn.Linear) and re.fullmatch(pattern, module)
-    }
+    denoiser = wan_made.full_size(name)
+    assert sum(p.numel() for p in denoiser.parameters()) == PARAMETERS[name]
+    linears = {n: m for n, m in denoiser.named_modules() if isinstance(m, nn.Linear) and re.fullmatch(pattern, n)}
     sizes = {"ffn.0": (ff, width), "ffn.2": (width, ff)}
-    assert found == {
-        f"diffusion_model.blocks.{block}.{layer}": sizes.get(layer, (width, width))
+    table = {
+        f"blocks.{block}.{layer}": sizes.get(layer, (width, width))
         for block in range(blocks)
         for layer in (*ORIGINAL_LAYERS, *extra)
     }
+    for format, named in (
+        (LoraFormat.COMFYUI, {f"diffusion_model.{key}": size for key, size in table.items()}),
+        (LoraFormat.KOHYA, {f"lora_unet_{key.replace('.', '_')}": size for key, size in table.items()}),
+    ):
+        found = {family.export_key(module, format): tuple(layer.weight.shape) for module, layer in linears.items()}
+        assert found == named
 
 
 def test_every_name_of_a_layer_leads_back_to_its_module(wan: Callable[[str], BaseModel]) -> None:
@@ -195,6 +214,16 @@ def test_experts_and_geometry_are_read_from_the_base_model(wan: Callable[[str], 
     high, low = family_of(wan("t2v-a14b")).experts
     assert (high.component, high.lowest, high.highest, high.suffix) == ("transformer", 0.875, 1.0, "-high")
     assert (low.component, low.lowest, low.highest, low.suffix) == ("transformer_2", 0.0, 0.875, "-low")
+
+
+@pytest.mark.parametrize("format", ["", *(f"-{each.value}" for each in LoraFormat)])
+def test_the_file_of_the_other_expert_is_known_by_its_name_in_every_layout(format: str) -> None:
+    high, low = Expert("transformer", 0.875, 1.0, "-high"), Expert("transformer_2", 0.0, 0.875, "-low")
+    for step in ("", "-step000100"):
+        file = Path(f"zorb-high{step}{format}.safetensors")
+        assert renamed_for(low, file) == Path(f"zorb-low{step}{format}.safetensors")
+        assert renamed_for(high, file) == file
+    assert renamed_for(low, Path("zorb.safetensors")) is None
 
 
 def image_to_video(base: BaseModel) -> Any:

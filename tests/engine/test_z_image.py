@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import z_image_made
 from parity import same_loss
 from torch import nn
 
 from lorapod.engine.families import family_named
 from lorapod.engine.families.base import PreviewRequest
 from lorapod.models import BaseModel
+from lorapod.recipe.schema import LoraFormat, Targets
 
 CPU, FP32 = torch.device("cpu"), torch.float32
 
@@ -107,11 +110,32 @@ def test_preview_is_the_picture_that_the_pipeline_draws(base: BaseModel, pipelin
     torch.testing.assert_close(latents[:, 0], theirs[0], atol=1e-4, rtol=1e-4)
 
 
+def test_keys_and_shapes_at_full_size_are_those_that_comfyui_maps() -> None:
+    """The names of the checkpoint but for the split attention, which ComfyUI's table for the class Lumina2 has so too."""
+    width, inner, blocks = 3840, 10240, [*(f"layers.{i}" for i in range(30))]
+    refiners = [f"{kind}_refiner.{i}" for kind in ("noise", "context") for i in range(2)]
+    table: dict[str, tuple[int, int]] = {}
+    for block in [*blocks, *refiners]:
+        at = f"diffusion_model.{block}"
+        table |= {f"{at}.attention.{name}": (width, width) for name in ("to_q", "to_k", "to_v", "to_out.0")}
+        table |= {f"{at}.feed_forward.{name}": (inner, width) for name in ("w1", "w3")}
+        table[f"{at}.feed_forward.w2"] = (width, inner)
+        if not block.startswith("context"):
+            table[f"{at}.adaLN_modulation.0"] = (4 * width, 256)
+    family, denoiser = family_named("z_image"), z_image_made.full_size()
+    assert sum(p.numel() for p in denoiser.parameters()) == 6_154_908_736
+    linears = {n: m for n, m in denoiser.named_modules() if isinstance(m, nn.Linear)}
+    found = {
+        family.export_key(name, LoraFormat.COMFYUI): tuple(module.weight.shape)
+        for name, module in linears.items()
+        if re.fullmatch(family.targets(Targets.ALL), name)
+    }
+    assert found == table
+    both = [name for name in linears if re.fullmatch(family.targets(Targets.ATTENTION_FEED_FORWARD), name)]
+    assert len(both) == 7 * len(blocks)
+
+
 def test_adapter_targets_match_the_layers_that_their_preset_names(base: BaseModel) -> None:
-    import re
-
-    from lorapod.recipe.schema import Targets
-
     family = family_named("z_image")
     denoiser = family.load_denoiser(base, family.experts[0], CPU, FP32)
     linears = [name for name, module in denoiser.named_modules() if isinstance(module, nn.Linear)]

@@ -47,6 +47,7 @@ FULL_SIZE: dict[str, dict[str, Any]] = {
     "t2v-14b": {"num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40},
     "i2v-14b": {"num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40, "in_channels": 36,
                 "image_dim": 1280, "added_kv_proj_dim": 5120},
+    "i2v-a14b": {"num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40, "in_channels": 36},
     "ti2v-5b": {"num_attention_heads": 24, "ffn_dim": 14336, "num_layers": 30, "in_channels": 48, "out_channels": 48},
 }  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 DEMO = Path(__file__).parents[2] / "src/lorapod/demo"
 
@@ -37,3 +38,12 @@ def build_tiny_z_image(folder: Path) -> Path:
     scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=3.0)
     ZImagePipeline(scheduler, vae, text_encoder, tokenizer, transformer).save_pretrained(folder)
     return folder
+
+
+def full_size() -> Any:
+    """The denoiser as it is published, on the meta device."""
+    import torch
+    from diffusers import ZImageTransformer2DModel
+
+    with torch.device("meta"):
+        return ZImageTransformer2DModel()

@@ -71,6 +71,9 @@ def convert(
         Path | None,
         typer.Option("--out", "-o", help="Where to write. Default: beside the file, the layout in its name."),
     ] = None,
+    without_text_encoders: Annotated[
+        bool, typer.Option("--without-text-encoders", help="Leave layers of text encoders out.")
+    ] = False,
     family: FamilyOption = None,
 ) -> None:
     """Write a LoRA file in another program's key layout; what it does to the base model stays the same."""
@@ -78,8 +81,8 @@ def convert(
 
     target = out or file.with_name(f"{file.stem}-{to.value}.safetensors")
     _refuse_to_overwrite(target)
-    lora = convert_file(file, target, to, family)
-    layers = len(lora.layers)
+    lora = convert_file(file, target, to, family, text_encoders=not without_text_encoders)
+    layers = len(lora.layers) + len(lora.others)
     typer.echo(f"{target}: {layers} layers of {lora.family}, in the layout {to.value}")
 
 
@@ -164,7 +167,8 @@ def compare(
     table_of_layers = _table("Least alike")
     for column in ("layer", "cosine", "norms"):
         table_of_layers.add_column(column, style="dim" if column == "layer" else None)
-    for row in sorted(rows, key=lambda row: row.cosine)[:_LEAST_ALIKE]:
+    changed = [row for row in rows if any(row.norms)]  # what both leave alone is not unlike
+    for row in sorted(changed, key=lambda row: row.cosine)[:_LEAST_ALIKE]:
         table_of_layers.add_row(escape(row.module), f"{row.cosine:.4f}", f"{row.norms[0]:.4g}  {row.norms[1]:.4g}")
     console = Console()
     console.print(table)

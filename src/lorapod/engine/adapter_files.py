@@ -19,6 +19,11 @@ from lorapod.engine.quantised import QuantisedLinear, put_weight
 from lorapod.engine.weights import StoredWeights
 from lorapod.errors import AdapterError
 
+ENCODERS = ("text_encoder.", "text_encoder_2.")
+"""What names of layers of text encoders begin with, where they are attached to a denoiser (`engine.text_encoders`)."""
+
+_OTHERS_ENCODERS = (*ENCODERS, "lora_te")
+
 _PART_OF = {
     "lora_A.weight": "A", "lora_down.weight": "A", "lora_A.default.weight": "A",
     "lora_B.weight": "B", "lora_up.weight": "B", "lora_B.default.weight": "B",
@@ -98,6 +103,13 @@ def _linear_for(denoiser: nn.Module, file: AdapterFile) -> dict[str, nn.Linear]:
         AdapterError: The base model has no such layer, or of another shape.
     """
     named = dict(denoiser.named_modules())
+    encoders = [module for module in file.layers if module.startswith(_OTHERS_ENCODERS)]
+    if encoders and encoders[0] not in named:
+        raise AdapterError(
+            f"The LoRA {file.path.name} changes the text encoder too, and here that of the base model is used as it is",
+            f"{len(encoders)} of its {len(file.layers)} layers are of text encoders; the first is {encoders[0]}.",
+            "Write a file without them, which does a little less: lorapod lora convert … --without-text-encoders",
+        )
     found = {}
     for module, parts in file.layers.items():
         layer = getattr(named.get(module), "base_layer", named.get(module))

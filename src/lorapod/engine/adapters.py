@@ -19,7 +19,7 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.lycoris_utils import LycorisLayer
 from torch import Tensor, nn
 
-from lorapod.engine.adapter_files import read_adapter, replace_layer, tensor_names
+from lorapod.engine.adapter_files import ENCODERS, read_adapter, replace_layer, tensor_names
 from lorapod.engine.adapter_layers import OftLayer, Parts, kind_of, scale_of
 from lorapod.engine.families import Family
 from lorapod.engine.fused_lora import FusedLinear
@@ -28,12 +28,8 @@ from lorapod.recipe.schema import AdapterKind, AdapterSection, Targets
 
 NAME = "default"
 
-
-ENCODERS = ("text_encoder.", "text_encoder_2.")
-"""What names of layers of text encoders begin with, where they are attached (`engine.text_encoders`)."""
-
 _ENCODER_LAYERS = re.compile(r"text_encoder(?:_2)?\..*\.(?:[qkv]_proj|out_proj|fc1|fc2)")
-"""Of these those that get an adapter: attention and feed-forward, as sd-scripts chooses them."""
+"""Layers of text encoders that get an adapter: attention and feed-forward, as sd-scripts chooses them."""
 
 
 def add_adapter(
@@ -191,7 +187,7 @@ def load_adapter_tensors(denoiser: nn.Module, tensors: dict[str, Tensor], source
         raise AdapterError(
             f"The LoRA {source.name} has other layers than this recipe trains",
             f"{len(extra)} tensors only in the file, {len(missing)} only in the recipe; the first is {example}.",
-            "Set `adapter.targets` to what the file was trained with (`lorapod lora inspect` shows its layers).",
+            _remedy(extra, missing),
         )
     for name, value in own.items():
         if value.shape != tensors[name].shape:
@@ -202,6 +198,15 @@ def load_adapter_tensors(denoiser: nn.Module, tensors: dict[str, Tensor], source
                 f"Set `adapter.rank = {rank}` if only the rank differs.",
             )
         value.copy_(tensors[name])
+
+
+def _remedy(extra: list[str], missing: list[str]) -> str:
+    """What makes the layers of a recipe those of a file that has `extra` and lacks `missing`."""
+    if extra and not missing and all(name.startswith(ENCODERS) for name in extra):
+        return "The file was trained with the text encoders too: set `adapter.text_encoders = true`."
+    if missing and not extra and all(name.startswith(ENCODERS) for name in missing):
+        return "The file was trained without the text encoders: leave `adapter.text_encoders` out."
+    return "Set `adapter.targets` to what the file was trained with (`lorapod lora inspect` shows its layers)."
 
 
 _SCALED = ("B", "hada_w1_a", "lokr_w2", "lokr_w2_a")

@@ -27,7 +27,7 @@ from lorapod.engine.weights import stored_weights
 from lorapod.errors import AdapterError
 from lorapod.recipe.schema import Quantization
 
-_EXPERT_IN_NAME = re.compile(r"(-high|-low)(?=$|-step\d+|-comfyui|-diffusers)")
+_EXPERT_IN_NAME = re.compile(r"(-high|-low)(?=$|-step\d+|-comfyui|-diffusers|-kohya)")
 """What `engine.export` puts into a file's name."""
 
 

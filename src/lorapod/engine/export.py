@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lorapod import recipe as recipes
 from lorapod.engine.adapter_layers import rank_of
 from lorapod.engine.adapters import layers_of, parts_of, scale
-from lorapod.engine.families import Expert, Family
+from lorapod.engine.families import Expert, Family, WeighsBySnr
 from lorapod.engine.storage import save_tensors
 from lorapod.files import written_whole
 from lorapod.lora_file import make_reproducible, metadata_for
@@ -102,6 +102,7 @@ def write_lora(
             steps=step,
             items=items,
             expert=expert.suffix.removeprefix("-"),
+            predicts_v=isinstance(family, WeighsBySnr) and family.predicts_v,
         )
         with written_whole(path) as temporary:
             save_tensors(lora_tensors(denoiser, family, recipe, format), temporary, metadata=metadata)

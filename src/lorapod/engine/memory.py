@@ -20,6 +20,7 @@ from lorapod.engine.blocks import FULLY, Keeping, blocks_of
 from lorapod.engine.job import Job
 from lorapod.engine.output import emit
 from lorapod.engine.ranks import Ranks
+from lorapod.engine.text_encoders import trains_with_encoders
 from lorapod.errors import OutOfMemoryError
 from lorapod.files import write_text_whole
 from lorapod.models.memory import RESERVE, Load, Means, Measures, Wishes, choose, means_in_order, measures_of, tokens_of
@@ -129,7 +130,13 @@ class MemoryPlanner:
             tokens_of(self.measures, bucket.width, bucket.height, bucket.frames, recipe.training.batch_size, pictures)
             for bucket, pictures in {(item.placement.bucket, 1 + len(self.job.controls(item))) for item in self.items}
         )
-        return Load(tokens, recipe.adapter.rank, recipe.training.precision is Precision.FP32)
+        return Load(
+            tokens,
+            recipe.adapter.rank,
+            recipe.training.precision is Precision.FP32,
+            encoders=trains_with_encoders(self.job),
+            captions=recipe.training.batch_size if recipe.adapter.text_encoders else 0,
+        )
 
     def _remembered(self) -> Quantization | None:
         path = self.job.folder / _FILE

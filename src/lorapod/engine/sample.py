@@ -15,8 +15,6 @@ from torch import Tensor, nn
 
 from lorapod.data.grid import draw_grid
 from lorapod.engine import adapter_files
-from lorapod.engine.adapter_files import read_adapter
-from lorapod.engine.adapters import ENCODERS
 from lorapod.engine.blocks import Keeping
 from lorapod.engine.clips import strip_of
 from lorapod.engine.controls import Controls, given_controls
@@ -28,7 +26,7 @@ from lorapod.engine.output import emit
 from lorapod.engine.prepare import encode, prepare_controls, prepare_first_frames
 from lorapod.engine.previews import Previews, decode_all
 from lorapod.engine.swapping import swap
-from lorapod.engine.text_encoders import attach
+from lorapod.engine.text_encoders import attach, changes_encoders
 from lorapod.engine.train import load_denoiser
 from lorapod.errors import AdapterError, RequestError
 from lorapod.files import written_whole
@@ -118,9 +116,10 @@ def _by_strength(job: Job, previews: Previews, files: dict[Expert, Path], streng
     family, keeping = job.family, MemoryPlanner(job).plan_drawing()
     if not isinstance(family, SamplesByExperts) or len(job.family.experts) == 1:
         denoiser = _denoiser(job, job.family.experts[0], keeping)
-        if any(name.startswith(ENCODERS) for name in read_adapter(files[job.family.experts[0]], family).layers):
+        lora = files[job.family.experts[0]]
+        if changes_encoders(job, lora):
             attach(denoiser, job)
-        adapter_files.add_lora_file(denoiser, job.family, files[job.family.experts[0]], job.device)
+        adapter_files.add_lora_file(denoiser, job.family, lora, job.device)
         latents = []
         for done, strength in enumerate(strengths, 1):
             with adapter_files.scaled(denoiser, strength):

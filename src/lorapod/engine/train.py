@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lorapod import recipe as recipes
 from lorapod.engine import adapters
-from lorapod.engine.adapter_files import Merged
+from lorapod.engine.adapter_files import ENCODERS, Merged
 from lorapod.engine.averages import Average
 from lorapod.engine.batches import Batches
 from lorapod.engine.blocks import Keeping
@@ -48,7 +48,7 @@ from lorapod.engine.previews import Previews
 from lorapod.engine.ranks import Ranks
 from lorapod.engine.step import optimizer_step
 from lorapod.engine.swapping import swap
-from lorapod.engine.text_encoders import attach
+from lorapod.engine.text_encoders import attach, trains_with_encoders
 from lorapod.errors import NonFiniteLossError
 from lorapod.files import sha256_of
 
@@ -82,10 +82,10 @@ class Training:
         job, recipe = self.job, self.recipe
         self.expert = expert
         self.denoiser = load_denoiser(job, expert, self.memory.keeping)
-        self.merge_adapters(job.merged_adapters)
         enable_checkpointing(self.denoiser, self.memory.checkpointing)
-        if recipe.adapter.text_encoders:
+        if trains_with_encoders(job):
             attach(self.denoiser, job)
+        self.merge_adapters(job.merged_adapters)
         adapters.add_adapter(self.denoiser, job.family, recipe.adapter, recipe.alpha, recipe.training.seed, job.device)
         if recipe.adapter.continue_from:
             file = file_for(expert, job.experts, recipe.adapter.continue_from)
@@ -99,8 +99,8 @@ class Training:
             self.swapped = swap(self.denoiser, self.memory.keeping.swapped, job.device)
         self.average = Average(adapters.adapter_tensors(self.denoiser), recipe.adapter.ema_decay)
         trained = [(name, p) for name, p in self.denoiser.named_parameters() if p.requires_grad]
-        encoders = [p for name, p in trained if name.startswith(adapters.ENCODERS)]
-        others = [p for name, p in trained if not name.startswith(adapters.ENCODERS)]
+        encoders = [p for name, p in trained if name.startswith(ENCODERS)]
+        others = [p for name, p in trained if not name.startswith(ENCODERS)]
         self.optimizer = build_optimizer(recipe.optimizer, others, encoders)
         self.evaluation = Evaluation(job, self.batches, expert, self.ranks)
 

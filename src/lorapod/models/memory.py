@@ -1,6 +1,6 @@
 """How much GPU memory a training takes, estimated without torch, and the cheapest means that make it fit.
 
-    peak = weights + adapter + activations
+    peak = weights + adapter + activations, and where SDXL's text encoders are in memory too: the same of theirs
 
     weights      parameters x 2 bytes; 1 in 8 bits and 0.5625 in 4 (4.5 bits with their scales); swapped blocks wait on
                  the host, but for the two that are computed with and fetched
@@ -10,7 +10,7 @@
 
 What a block keeps of a token was counted with saved-tensor hooks over full-size models of diffusers in eager mode, and is
 linear in tokens within 0.5 %. Compiled blocks keep less, which is not counted on. Published peaks of other trainers lie 3
-to 5 % below such estimates. Not covered: text encoders and VAE, which are out of memory by then, and drawing previews.
+to 5 % below such estimates. Not covered: the VAE, which is out of memory by then, and drawing previews.
 """
 
 from __future__ import annotations
@@ -37,6 +37,14 @@ _FREE_OF_ITS_OWN = 0.03
 """Share of a GPU's memory that the driver and torch keep for themselves."""
 
 _TRAINED = 16
+
+_ENCODERS = 817_720_320
+"""Weights of SDXL's two text encoders."""
+_ENCODERS_SAVED = 182.3e6
+"""Bytes that both keep of a caption for the backward pass, in 16 bits with an adapter; counted as for the denoisers."""
+_ENCODERS_TRAINED = 903_168
+"""Weights of an adapter of rank 1 on both."""
+
 _CHEAPEST_FIRST = (Checkpointing.OFF, Checkpointing.SELECTIVE, Checkpointing.FULL)
 _CLOSEST_FIRST = (Quantization.NONE, Quantization.INT8, Quantization.NF4)
 """What `auto` chooses among; whole numbers with a scale a row are nearer to the original than fp8 with one."""
@@ -114,11 +122,15 @@ class Load:
         tokens: Of the largest batch, text tokens included.
         rank: Of the adapter.
         wide: Whether weights and arithmetic are in 32 bits.
+        encoders: Whether SDXL's text encoders are in memory as well.
+        captions: That they are trained on at once; 0 where they only encode.
     """
 
     tokens: int
     rank: int
     wide: bool = False
+    encoders: bool = False
+    captions: int = 0
 
 
 @dataclass(frozen=True)
@@ -223,7 +235,11 @@ def peak_of(
         Checkpointing.SELECTIVE: measures.kept + measures.attention + 2 * one_block,
         Checkpointing.FULL: measures.kept + 2 * one_block,
     }[checkpointing]
-    return round(weights + measures.trained * load.rank * _TRAINED + kept * load.tokens * size)
+    trained = measures.trained + (_ENCODERS_TRAINED if load.captions else 0)
+    activations = kept * load.tokens + _ENCODERS_SAVED * load.captions
+    if load.encoders:
+        weights += _ENCODERS * BYTES[Quantization.NONE] * size
+    return round(weights + trained * load.rank * _TRAINED + activations * size)
 
 
 def choose(measures: Measures, load: Load, budget: float, wishes: Wishes | None = None) -> Means | None:

@@ -224,6 +224,10 @@ class TellsGuidance(Protocol):
 class WeighsBySnr(Protocol):
     """A family that learns a diffusion with a signal-to-noise ratio at each noise level."""
 
+    @property
+    def predicts_v(self) -> bool:
+        """Whether the denoiser says v (arXiv 2202.00512) and not the noise."""
+
     def min_snr_weight(self, noise_level: Tensor, gamma: float) -> Tensor:
         """Weight of each item's loss (b,) by Min-SNR-gamma (arXiv 2303.09556)."""
 

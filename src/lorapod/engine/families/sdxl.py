@@ -127,6 +127,11 @@ class SDXL(OfDiffusers, WithAutoencoder, Answers):
             self._schedule = NoiseSchedule(made.alphas_cumprod.float(), False)
         return self._schedule
 
+    @property
+    def predicts_v(self) -> bool:
+        """Whether the base model predicts v."""
+        return self.schedule.predicts_v
+
     def load_text_encoder(self, base: BaseModel, device: torch.device, dtype: torch.dtype) -> TextEncoders:
         from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -218,7 +223,7 @@ class SDXL(OfDiffusers, WithAutoencoder, Answers):
         timestep = self.schedule.timesteps(noise_level)
         share = self._alphas(timestep).view(-1, 1, 1, 1, 1)
         noisy = share.sqrt() * latents + (1 - share).sqrt() * noise
-        target = share.sqrt() * noise - (1 - share).sqrt() * latents if self.schedule.predicts_v else noise
+        target = share.sqrt() * noise - (1 - share).sqrt() * latents if self.predicts_v else noise
         height, width = (side * FACTOR for side in latents.shape[-2:])
         whole = torch.tensor([height, width, 0, 0, height, width], device=latents.device)
         time_ids = torch.stack([item.get("time_ids", whole) for item in items])
@@ -237,7 +242,7 @@ class SDXL(OfDiffusers, WithAutoencoder, Answers):
         share = self._alphas(self.schedule.timesteps(noise_level))
         ratio = share / (1 - share)
         clamped = ratio.clamp(max=gamma)
-        return clamped / (ratio + 1) if self.schedule.predicts_v else clamped / ratio
+        return clamped / (ratio + 1) if self.predicts_v else clamped / ratio
 
     def _alphas(self, timestep: Tensor) -> Tensor:
         schedule = self.schedule

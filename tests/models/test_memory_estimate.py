@@ -74,6 +74,18 @@ def test_wide_weights_and_larger_batches_take_more() -> None:
     assert peak_of(of, Load(2 * 4224, 16), Quantization.NONE, OFF) > 1.5 * plain
 
 
+def test_text_encoders_in_memory_are_counted_and_more_where_they_are_trained() -> None:
+    of = measures("sdxl")
+    tokens = tokens_of(of, 1024, 1024)
+
+    def peak(encoders: bool, captions: int = 0) -> float:
+        return peak_of(of, Load(tokens, 16, encoders=encoders, captions=captions), Quantization.NONE, OFF) / 1e9
+
+    held, trained = peak(True) - peak(False), peak(True, 4) - peak(True)
+    assert held == pytest.approx(2 * 0.81772, abs=1e-4)  # both in 16 bits
+    assert trained == pytest.approx(4 * 0.1823 + 16 * 16 * 903_168 / 1e9, abs=1e-4)
+
+
 def test_a_gpu_for_a_peak_can_be_used_for_it() -> None:
     assert usable(gpu_for(20e9)) == pytest.approx(20e9)
 
