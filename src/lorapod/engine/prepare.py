@@ -21,7 +21,7 @@ from lorapod.engine.families import Conditions, TellsGuidance, TextSeesControl
 from lorapod.engine.first_frames import FirstFrame
 from lorapod.engine.job import Job, as_pixels
 from lorapod.engine.masks import SHARE, read_mask
-from lorapod.engine.output import emit
+from lorapod.engine.output import emit, emit_from_here
 from lorapod.engine.ranks import Ranks
 from lorapod.errors import TrainingError
 from lorapod.events import EventType
@@ -30,8 +30,11 @@ from lorapod.files import write_text_whole
 _SECONDS_BETWEEN_EVENTS = 0.5
 
 
-def prepare(job: Job, stopped: Callable[[], bool], ranks: Ranks | None = None) -> None:
+def prepare(job: Job, stopped: Callable[[], bool], ranks: Ranks | None = None) -> bool:
     """Fills the cache with what the run needs and does not have yet; several ranks share the work.
+
+    Returns:
+        Whether all of it is there; False where `stopped` said so to any rank.
 
     Raises:
         DatasetError: Items that cannot be used, all named.
@@ -55,12 +58,11 @@ def prepare(job: Job, stopped: Callable[[], bool], ranks: Ranks | None = None) -
     if not stopped():
         _prepare_latents(job, stopped, ranks)
         free_memory()
-    if stopped():
-        return
-    ranks.wait()
+    if ranks.any(stopped()):  # all go on or none does: one that was told late would wait for those that are gone
+        return False
     if ranks.speaks:
         _prepare_masks(job)
-    ranks.wait()
+    return not ranks.any(stopped())
 
 
 def _refuse_what_cannot_be(job: Job) -> None:
@@ -100,7 +102,7 @@ def _prepare_text(job: Job, stopped: Callable[[], bool], ranks: Ranks) -> None:
             return
         entry = encode(job, encoder, *captions[key])
         if _is_cut(entry, job.family.token_limit()):
-            emit(
+            emit_from_here(
                 "warning",
                 message=f"A caption is longer than {job.family.token_limit()} tokens: {captions[key][0][:60]}…",
                 hint="The base model does not see what comes after; shorten the caption.",
