@@ -63,7 +63,9 @@ def rows() -> dict[str, tuple[str, Builder]]:
         "SDXL": ("sdxl", picture_models.build_sdxl),
         "FLUX.1": ("flux", picture_models.build_flux),
         "FLUX.1 Kontext": ("flux", picture_models.build_kontext),
+        "FLUX.2 klein": ("flux2", picture_models.build_flux2),
         "Qwen-Image": ("qwen_image", picture_models.build_qwen_image),
+        "Qwen-Image-Edit": ("qwen_image", picture_models.build_qwen_edit),
     }
     return found | {f"Wan {kind}": ("wan", wan(kind)) for kind in wan_made.DENOISERS}
 
@@ -256,7 +258,7 @@ def run_matrix(chosen: list[str], kind: str, keep: Path | None = None) -> tuple[
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("families", nargs="*", help="z_image, sdxl, flux, qwen_image, wan")
+    parser.add_argument("families", nargs="*", help="of the rows; all without")
     parser.add_argument("--kind", default="lora", help="kind of adapter")
     parser.add_argument("--write", type=Path, help="file for the table")
     parser.add_argument("--keep", type=Path, help="folder for previews and LoRA files")

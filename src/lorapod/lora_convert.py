@@ -31,7 +31,7 @@ from lorapod.lora_file import (
     read_header,
     values_of,
 )
-from lorapod.lora_names import flux, kohya, wan
+from lorapod.lora_names import flux, flux2, kohya, wan
 from lorapod.recipe.schema import LoraFormat
 
 _PREFIXES = {
@@ -42,6 +42,9 @@ _KOHYA_PREFIXES = {
     "lora_unet_": "denoiser", "lora_transformer_": "denoiser", "lora_te1_": "text_encoder",
     "lora_te2_": "text_encoder_2", "lora_te_": "text_encoder",
 }  # fmt: skip
+_FUSED_IN = {"flux": flux, "flux2": flux2, "z_image": flux}
+"""Families whose original checkpoints fuse layers, and how."""
+
 _TEXT_ENCODERS = {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}
 
 
@@ -186,11 +189,11 @@ def _values(tensor: Any, data: Any, key: str) -> NDArray[np.float32]:
 
 def _whole_name(component: str, module: str, family: str) -> str:
     """diffusers' name of a layer that is one in every layout."""
-    if component != "denoiser" or family not in ("flux", "z_image", "wan"):
+    if component != "denoiser" or family not in (*_FUSED_IN, "wan"):
         return module
     if family == "wan":
         return wan.diffusers_name(module)
-    parts = flux.parts_of(module)
+    parts: tuple[str, ...] = _FUSED_IN[family].parts_of(module)
     if len(parts) > 1:
         raise AdapterError(
             f"The layer {module} cannot be converted",
@@ -262,10 +265,10 @@ def _in_parts(whole: Layer, family: str) -> Iterator[Layer]:
     if family == "wan" and whole.component == "denoiser":
         yield replace(whole, module=wan.diffusers_name(whole.module))
         return
-    if family not in ("flux", "z_image") or whole.component != "denoiser":
+    if family not in _FUSED_IN or whole.component != "denoiser":
         yield whole
         return
-    parts = flux.parts_of(whole.module)
+    parts = _FUSED_IN[family].parts_of(whole.module)
     if len(parts) == 1 and parts[0] == whole.module and not _is_diffusers(whole.module):
         raise AdapterError(
             f"The layer {whole.module} cannot be converted",
@@ -273,7 +276,7 @@ def _in_parts(whole: Layer, family: str) -> Iterator[Layer]:
             "`lorapod lora inspect --keys` lists the layers.",
         )
     try:
-        sizes = flux.rows_of(parts, whole.down.shape[1], whole.up.shape[0])
+        sizes = _FUSED_IN[family].rows_of(parts, whole.down.shape[1], whole.up.shape[0])
     except ValueError as error:
         raise AdapterError(
             f"The layer {whole.module} is not of the shape that the family {family} has", str(error), ""
@@ -298,8 +301,8 @@ def _tensors(lora: Lora, format: LoraFormat) -> Iterator[tuple[str, tuple[NDArra
         raise AdapterError(
             "Z-Image has no kohya layout that ComfyUI would load", "", "Convert to `comfyui` or `diffusers`."
         )
-    if format is LoraFormat.KOHYA and lora.family == "flux":
-        layers = tuple(_fused(lora.layers))
+    if format is LoraFormat.KOHYA and lora.family in _FUSED_IN:
+        layers = tuple(_fused(lora.layers, lora.family))
     for layer in layers:
         key = _key(layer, lora.family, format)
         if key.startswith("lora_"):
@@ -329,9 +332,10 @@ def _whole_tensors(
         raise AdapterError(
             "LoKr, LoHa and OFT have no layout of diffusers", "Its loaders read LoRA and DoRA alone.", ""
         )
-    if format is LoraFormat.KOHYA and family == "flux":
-        whole = flux.fused_of(layer.module)
-        if whole is None or len(flux.parts_of(whole)) > 1:
+    if format is LoraFormat.KOHYA and family in ("flux", "flux2"):
+        names = _FUSED_IN[family]
+        whole = names.fused_of(layer.module)
+        if whole is None or len(names.parts_of(whole)) > 1:
             raise AdapterError(
                 f"The layer {layer.module} cannot be converted",
                 "In kohya's layout it is a part of a larger layer, and its factors are of the part alone.",
@@ -363,26 +367,27 @@ def _key(layer: Layer | WholeLayer, family: str, format: LoraFormat) -> str:
             ) from error
     if format is LoraFormat.KOHYA or family == "sdxl":
         return kohya.kohya_name(module)
-    return f"transformer.{module}" if family == "flux" else f"diffusion_model.{module}"
+    return f"transformer.{module}" if family in ("flux", "flux2") else f"diffusion_model.{module}"
 
 
-def _fused(layers: tuple[Layer, ...]) -> Iterator[Layer]:
-    """FLUX.1's layers as the original checkpoint has them."""
+def _fused(layers: tuple[Layer, ...], family: str) -> Iterator[Layer]:
+    """Layers as the original checkpoint has them."""
+    names = _FUSED_IN[family]
     groups: dict[str, dict[str, Layer]] = {}
     for layer in layers:
-        whole = flux.fused_of(layer.module) if layer.component == "denoiser" else None
+        whole = names.fused_of(layer.module) if layer.component == "denoiser" else None
         if whole is None:
             yield layer
         else:
             groups.setdefault(whole, {})[layer.module] = layer
     for whole, members in groups.items():
-        parts = flux.parts_of(whole)
+        parts = names.parts_of(whole)
         first = next(iter(members.values()))
         magnitude = _fused_magnitude(whole, [members.get(part) for part in parts])
         if len(parts) == 1:
             yield replace(first, module=whole)
             continue
-        sizes = flux.rows_of(parts, first.down.shape[1])
+        sizes = names.rows_of(parts, first.down.shape[1])
         ups = [members[part].up * np.float32(members[part].scale) if part in members else None for part in parts]
         same = len(members) == len(parts) and all(np.array_equal(each.down, first.down) for each in members.values())
         if same and len({each.scale for each in members.values()}) == 1:

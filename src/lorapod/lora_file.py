@@ -27,6 +27,7 @@ from lorapod import __version__
 from lorapod.errors import AdapterError
 from lorapod.files import sha256_of, written_whole
 from lorapod.lora_names import kohya
+from lorapod.models.families import family_facts
 from lorapod.recipe.schema import AdapterKind, Recipe
 
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors format
@@ -51,24 +52,6 @@ _OTHER_ADAPTERS = {"lokr_": "LoKr", "hada_": "LoHa", "oft_": "OFT", "glora": "GL
 
 _NETWORKS = dict.fromkeys((AdapterKind.LOKR, AdapterKind.LOHA, AdapterKind.OFT), "lycoris.kohya")
 """Kind of adapter to the network module that sd-scripts would name."""
-
-_ARCHITECTURES = {
-    "z_image": "Z-Image",
-    "flux": "flux-1-dev",
-    "sdxl": "stable-diffusion-xl-v1-base",
-    "wan": "wan2.1",
-    "qwen_image": "Qwen-Image",
-}
-"""Family to ModelSpec architecture, as sd-scripts and musubi-tuner (`sai_model_spec.py`) and AI Toolkit write it."""
-
-_FAMILY_KEYS = {
-    "flux": r"^(single_blocks|single_transformer_blocks)[._]\d",
-    "sdxl": r"^((down|up|input|output)_blocks[._]\d|mid_block|middle_block)",
-    "qwen_image": r"^transformer_blocks[._]\d+[._](img|txt)_m",
-    "z_image": r"^(layers[._]\d+[._](attention|feed_forward|adaLN)|(noise|context)_refiner)",
-    "wan": r"^blocks[._]\d+[._](self_attn|cross_attn|attn1|attn2|ffn)",
-}
-"""Family to what only its module names begin with, prefix aside; asked in this order."""
 
 
 @dataclass(frozen=True)
@@ -246,7 +229,7 @@ def metadata_for(
     base_name = PurePath(recipe.base_model.name).name
     entries: dict[str, object] = {
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": f"{_ARCHITECTURES.get(family, family)}/lora",
+        "modelspec.architecture": f"{facts.architecture if (facts := family_facts().get(family)) else family}/lora",
         "modelspec.implementation": "diffusers",
         "modelspec.title": recipe.name,
         "modelspec.description": recipe.notes,
@@ -497,11 +480,13 @@ def family_of(metadata: Mapping[str, str], names: Sequence[str]) -> str | None:
     if named := metadata.get("lorapod.family"):
         return named
     architecture = metadata.get("modelspec.architecture", "").partition("/")[0].lower()
-    for family, known in _ARCHITECTURES.items():
-        if architecture == known.lower():
+    for family, facts in family_facts().items():
+        if architecture.startswith(facts.architecture.lower()):
             return family
     plain = "\n".join(_PREFIX.sub("", name) for name in names)
-    return next((family for family, keys in _FAMILY_KEYS.items() if re.search(keys, plain, re.MULTILINE)), None)
+    return next(
+        (name for name, facts in family_facts().items() if re.search(facts.lora_keys, plain, re.MULTILINE)), None
+    )
 
 
 def _format(halves: _Halves) -> LoraLayout:

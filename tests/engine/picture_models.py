@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+DEMO = Path(__file__).parents[2] / "src/lorapod/demo"
+
 torch.set_num_threads(1)  # models this small are slower on several threads, the more so where tests run side by side
 
 VAE: dict[str, Any] = {
@@ -24,6 +26,10 @@ SDXL_FULL: dict[str, Any] = {
     "use_linear_projection": True, "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
     "transformer_layers_per_block": (1, 2, 10), "projection_class_embeddings_input_dim": 2816,
     "cross_attention_dim": 2048,
+}  # fmt: skip
+FLUX2_FULL: dict[str, Any] = {
+    "num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "joint_attention_dim": 7680,
+    "guidance_embeds": False,
 }  # fmt: skip
 FLUX_FULL: dict[str, Any] = {"num_layers": 19, "num_single_layers": 38, "guidance_embeds": True}
 QWEN_FULL: dict[str, Any] = {"num_layers": 60}
@@ -55,7 +61,8 @@ def qwen_tokenizer() -> Any:
 
     vocabulary = {letter: number for number, letter in enumerate(sorted(ByteLevel.alphabet()))}
     made = Qwen2Tokenizer(vocab=vocabulary, merges=[], pad_token="<|endoftext|>")
-    made.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    marks = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+    made.add_special_tokens({"additional_special_tokens": marks})
     return made
 
 
@@ -127,13 +134,44 @@ def build_kontext(folder: Path) -> Path:
     return build_flux(folder, pipeline="FluxKontextPipeline")
 
 
-def build_qwen_image(folder: Path) -> Path:
+def build_flux2(folder: Path, is_distilled: bool = False) -> Path:
     from diffusers import (
-        AutoencoderKLQwenImage,
+        AutoencoderKLFlux2,
         FlowMatchEulerDiscreteScheduler,
-        QwenImagePipeline,
-        QwenImageTransformer2DModel,
+        Flux2KleinPipeline,
+        Flux2Transformer2DModel,
     )
+    from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(DEMO / "model/tokenizer")
+    transformer = Flux2Transformer2DModel(
+        patch_size=1, in_channels=32, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=48, guidance_embeds=False, axes_dims_rope=(4, 4, 4, 4),
+    )  # fmt: skip
+    torch.nn.init.normal_(transformer.proj_out.weight, std=0.2)
+    vae = AutoencoderKLFlux2(**VAE, latent_channels=8)
+    vae.bn.running_mean.normal_()
+    vae.bn.running_var.uniform_(0.5, 2)
+    text_encoder = Qwen3ForCausalLM(
+        Qwen3Config(
+            hidden_size=16, intermediate_size=16, num_hidden_layers=28, num_attention_heads=2, num_key_value_heads=2,
+            head_dim=8, vocab_size=len(tokenizer), max_position_embeddings=640,
+        )
+    )  # fmt: skip
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True, time_shift_type="exponential")
+    pipe = Flux2KleinPipeline(scheduler, vae, text_encoder, tokenizer, transformer, is_distilled=is_distilled)
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def build_qwen_edit(folder: Path, pipeline: str = "QwenImageEditPlusPipeline") -> Path:
+    return build_qwen_image(folder, pipeline)
+
+
+def build_qwen_image(folder: Path, pipeline: str = "QwenImagePipeline") -> Path:
+    import diffusers
+    from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     torch.manual_seed(0)
@@ -153,7 +191,10 @@ def build_qwen_image(folder: Path) -> Path:
             },
             vision_config={"depth": 2, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2,
                            "out_hidden_size": 16},
-            hidden_size=16, vocab_size=size, vision_end_token_id=1, vision_start_token_id=2, vision_token_id=3,
+            hidden_size=16, vocab_size=size, vision_end_token_id=tokenizer.convert_tokens_to_ids("<|vision_end|>"),
+            vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_start|>"),
+            image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+            video_token_id=tokenizer.convert_tokens_to_ids("<|video_pad|>"),
         )
     )  # fmt: skip
     vae = AutoencoderKLQwenImage(base_dim=8, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1,
@@ -162,15 +203,33 @@ def build_qwen_image(folder: Path) -> Path:
         shift=1.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=0.9, base_image_seq_len=256,
         max_image_seq_len=8192, shift_terminal=0.02, time_shift_type="exponential",
     )  # fmt: skip
-    QwenImagePipeline(scheduler, vae, text_encoder, tokenizer, transformer).save_pretrained(folder)
+    edits = pipeline != "QwenImagePipeline"
+    getattr(diffusers, pipeline)(
+        scheduler=scheduler, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, transformer=transformer,
+        **({"processor": None} if edits else {}),
+    ).save_pretrained(folder)  # fmt: skip
+    if edits:
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+        Qwen2VLImageProcessorPil().save_pretrained(folder / "processor")
+        tokenizer.save_pretrained(folder / "processor")
+        index = json.loads((folder / "model_index.json").read_text())
+        index["processor"] = ["transformers", "Qwen2VLProcessor"]
+        (folder / "model_index.json").write_text(json.dumps(index))
     return folder
 
 
 def full_size(family: str) -> torch.nn.Module:
     """The denoiser as it is published, on the meta device."""
-    from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel, UNet2DConditionModel
+    from diffusers import (
+        Flux2Transformer2DModel,
+        FluxTransformer2DModel,
+        QwenImageTransformer2DModel,
+        UNet2DConditionModel,
+    )
 
     kinds = {"sdxl": (UNet2DConditionModel, SDXL_FULL), "flux": (FluxTransformer2DModel, FLUX_FULL),
+             "flux2": (Flux2Transformer2DModel, FLUX2_FULL),
              "qwen_image": (QwenImageTransformer2DModel, QWEN_FULL)}  # fmt: skip
     kind, config = kinds[family]
     with torch.device("meta"):
@@ -191,11 +250,29 @@ def full_size_encoders() -> tuple[torch.nn.Module, torch.nn.Module]:
         return CLIPTextModel(config(768, 12)), CLIPTextModelWithProjection(config(1280, 32))
 
 
+def qwen_processor(folder: Path) -> Any:
+    """transformers' own processor of pictures and text, without that of clips, which needs torchvision."""
+    from transformers import AutoImageProcessor, AutoTokenizer, Qwen2VLProcessor
+
+    class WithoutClips(Qwen2VLProcessor):
+        def __init__(self) -> None:
+            self.image_processor = AutoImageProcessor.from_pretrained(folder)
+            self.tokenizer = AutoTokenizer.from_pretrained(folder)
+            self.video_processor = None
+            self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
+            self.image_token_id, self.video_token_id = self.tokenizer.convert_tokens_to_ids(
+                [self.image_token, self.video_token]
+            )
+
+    return WithoutClips()
+
+
 def pipeline_of(folder: Path) -> Any:
     """The diffusers pipeline of a folder, quiet."""
     import diffusers
 
     name = json.loads((folder / "model_index.json").read_text())["_class_name"]
-    pipe = getattr(diffusers, name).from_pretrained(folder)
+    more = {"processor": qwen_processor(folder / "processor")} if (folder / "processor").exists() else {}
+    pipe = getattr(diffusers, name).from_pretrained(folder, **more)
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -28,7 +28,11 @@ from lorapod.errors import LorapodError
 from lorapod.events import PREFIX, from_line
 from lorapod.workspace import Workspace
 
-MODELS: dict[str, Callable[[Path], Path]] = {"kontext": picture_models.build_kontext}
+MODELS: dict[str, Callable[[Path], Path]] = {
+    "kontext": picture_models.build_kontext,
+    "flux2": picture_models.build_flux2,
+    "qwen-edit": picture_models.build_qwen_edit,
+}
 
 
 @dataclass

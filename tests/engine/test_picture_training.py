@@ -29,11 +29,13 @@ from lorapod.recipe.schema import AdapterSection, Targets
 BUILD: dict[str, Callable[..., Path]] = {
     "sdxl": picture_models.build_sdxl,
     "flux": picture_models.build_flux,
+    "flux2": picture_models.build_flux2,
     "qwen_image": picture_models.build_qwen_image,
 }
 LAYOUTS = {
     "sdxl": ["comfyui", "diffusers", "kohya"],
     "flux": ["comfyui", "diffusers"],
+    "flux2": ["comfyui", "diffusers"],
     "qwen_image": ["comfyui", "diffusers", "kohya"],
 }
 FIRST_KEY = {
@@ -42,6 +44,8 @@ FIRST_KEY = {
     ("sdxl", "kohya"): "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight",
     ("flux", "comfyui"): "transformer.transformer_blocks.0.attn.to_q.lora_A.weight",
     ("flux", "diffusers"): "transformer.transformer_blocks.0.attn.to_q.lora_A.weight",
+    ("flux2", "comfyui"): "transformer.transformer_blocks.0.attn.to_q.lora_A.weight",
+    ("flux2", "diffusers"): "transformer.transformer_blocks.0.attn.to_q.lora_A.weight",
     ("qwen_image", "comfyui"): "diffusion_model.transformer_blocks.0.attn.to_q.lora_A.weight",
     ("qwen_image", "diffusers"): "transformer.transformer_blocks.0.attn.to_q.lora_A.weight",
     ("qwen_image", "kohya"): "lora_unet_transformer_blocks_0_attn_to_q.lora_down.weight",
@@ -75,8 +79,8 @@ def train(run: Path, workspace: Path, *more: str) -> list[dict[str, Any]]:
 
 def draw(pipe: Any, family: str) -> np.ndarray[Any, Any]:
     guidance = {"true_cfg_scale": 3.0} if family == "qwen_image" else {"guidance_scale": 3.0}
-    away = {} if family == "flux" else {"negative_prompt": ""}
-    picture = pipe("zorb", width=64, height=64, num_inference_steps=2, generator=torch.Generator().manual_seed(1),
+    away = {} if family.startswith("flux") else {"negative_prompt": ""}
+    picture = pipe(prompt="zorb", width=64, height=64, num_inference_steps=2, generator=torch.Generator().manual_seed(1),
                    **guidance, **away).images[0]  # fmt: skip
     return np.asarray(picture, dtype=int)
 

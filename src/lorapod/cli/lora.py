@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -24,9 +24,22 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+
+def _known_family(name: str | None) -> str | None:
+    from lorapod.models.families import family_facts
+
+    if name is not None and name not in family_facts():
+        raise typer.BadParameter(f"there are {', '.join(sorted(family_facts()))}")
+    return name
+
+
 FamilyOption = Annotated[
-    Literal["flux", "qwen_image", "sdxl", "wan", "z_image"] | None,
-    typer.Option("--family", help="The base model's architecture, where a file does not tell."),
+    str | None,
+    typer.Option(
+        "--family",
+        callback=_known_family,
+        help="The base model's architecture, as in `flux`, where a file does not tell.",
+    ),
 ]
 
 _BAR_CELLS = 30

@@ -393,7 +393,7 @@ def add_command(
     context: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="What you want to call it.")],
     family: Annotated[
-        str, typer.Option(help="Its family: z_image, flux, sdxl, wan or qwen_image.", show_default=False)
+        str, typer.Option(help="Its family, as in `flux`; a wrong one lists those that there are.", show_default=False)
     ],
     base: Annotated[
         str | None,

@@ -44,7 +44,7 @@ from lorapod.recipe import Recipe
 from lorapod.recipe.schema import ExpertChoice, LoraFormat, LossWeighting, Precision, Targets
 from lorapod.workspace import Workspace
 
-_TEXT_PARTS = ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2")
+_TEXT_PARTS = ("tokenizer", "tokenizer_2", "processor", "text_encoder", "text_encoder_2")
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ ENCODERS = {"lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2"}
 """Prefixes of layers of SDXL's text encoders, and diffusers' names of these."""
 
 _WORDS = re.compile(
-    r"down_blocks|up_blocks|mid_block|single_transformer_blocks|transformer_blocks|to_out|to_add_out|to_[qkv]"
+    r"down_blocks|up_blocks|mid_block|single_transformer_blocks|transformer_blocks|to_qkv_mlp_proj|to_out|to_add_out|to_[qkv]"
     r"|add_[qkv]_proj|proj_in|proj_out|proj_mlp|time_emb_proj|ff_context|norm1_context|img_mlp|txt_mlp|img_mod|txt_mod"
-    r"|conv_shortcut|conv_in|conv_out|linear_[12]"
+    r"|conv_shortcut|conv_in|conv_out|linear_(?:[12]|in|out)"
     r"|input_blocks|output_blocks|middle_block|emb_layers|in_layers|out_layers|skip_connection"
     r"|double_blocks|single_blocks|img_attn|txt_attn|img_in|txt_in|final_layer|adaLN_modulation"
     r"|feed_forward|noise_refiner|context_refiner|self_attn|cross_attn|k_img|v_img|text_model|[qkv]_proj|out_proj"

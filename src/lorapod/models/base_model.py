@@ -21,20 +21,13 @@ from typing import Any
 from lorapod.errors import BaseModelError
 from lorapod.files import is_whole_safetensors
 from lorapod.models.catalogue import Entry, Layout, entries
+from lorapod.models.families import family_facts
 from lorapod.models.store import Store
 from lorapod.models.weights import check_shapes
 from lorapod.recipe.schema import BaseModelSection
 from lorapod.workspace import Workspace
 
-FAMILY_OF_PIPELINE = {
-    "FluxPipeline": "flux",
-    "FluxKontextPipeline": "flux",
-    "QwenImagePipeline": "qwen_image",
-    "StableDiffusionXLPipeline": "sdxl",
-    "WanPipeline": "wan",
-    "WanImageToVideoPipeline": "wan",
-    "ZImagePipeline": "z_image",
-}
+FAMILY_OF_PIPELINE = {pipeline: name for name, facts in family_facts().items() for pipeline in facts.pipelines}
 """Class of the diffusers pipeline (`model_index.json`) to family."""
 
 _WEIGHTLESS = {
@@ -42,6 +35,7 @@ _WEIGHTLESS = {
     "tokenizer": "tokenizer_config.json",
     "tokenizer_2": "tokenizer_config.json",
     "image_processor": "preprocessor_config.json",
+    "processor": "tokenizer_config.json",
 }
 """Components without weights, and the file that each must have."""
 
@@ -72,10 +66,15 @@ class BaseModel:
     single_files: Mapping[str, Path] = field(default_factory=dict, hash=False)
 
     @cached_property
+    def index(self) -> Mapping[str, Any]:
+        """Its `model_index.json`; empty where there is none."""
+        file = self.folder / "model_index.json"
+        return _read_json(file) if file.is_file() else {}
+
+    @property
     def pipeline(self) -> str:
-        """Class of its diffusers pipeline; empty where no `model_index.json` names one."""
-        index = self.folder / "model_index.json"
-        return str(_read_json(index).get("_class_name", "")) if index.is_file() else ""
+        """Class of its diffusers pipeline; empty where none is named."""
+        return str(self.index.get("_class_name", ""))
 
     def weights(self, component: str) -> list[Path]:
         """The files that hold a component's weights; empty for one without."""

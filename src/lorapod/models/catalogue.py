@@ -17,15 +17,10 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lorapod.errors import BaseModelError
+from lorapod.models.families import family_facts
 from lorapod.workspace import Workspace
 
-FAMILIES: dict[str, str] = {
-    "z_image": "Z-Image",
-    "flux": "FLUX.1",
-    "sdxl": "SDXL",
-    "wan": "Wan",
-    "qwen_image": "Qwen-Image",
-}
+FAMILIES: dict[str, str] = {name: facts.title for name, facts in family_facts().items()}
 """Family to what a person calls it."""
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"

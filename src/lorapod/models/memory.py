@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorapod.models.catalogue import Entry
+from lorapod.models.families import family_facts
 from lorapod.recipe import presets
 from lorapod.recipe.schema import Checkpointing, Quantization
 
@@ -150,11 +151,10 @@ def measures_of(family: str, config: Mapping[str, Any], parameters: int) -> Meas
     if family == "z_image":
         width, layers = config["dim"], config["n_layers"] + 2 * config["n_refiner_layers"]
         block, trained, text = 65.3 * width, 19.0 * width, 128
-    elif family in ("flux", "qwen_image"):
+    elif (facts := family_facts().get(family)) and (memory := facts.memory):
         width = config["num_attention_heads"] * config["attention_head_dim"]
-        layers = config["num_layers"] + config.get("num_single_layers", 0)
-        block, trained, text = (38.8, 23.4, 512) if family == "flux" else (44.2, 36.0, 128)
-        block, trained = block * width, trained * width
+        layers, text = sum(config[key] for key in memory.layers), memory.text_tokens
+        block, trained = memory.saved * width, memory.trained * width
     elif family == "wan":
         width, layers = config["num_attention_heads"] * config["attention_head_dim"], config["num_layers"]
         block, trained = 42.4 * width + 4.0 * config["ffn_dim"], 18 * width + 2 * config["ffn_dim"]
@@ -167,8 +167,6 @@ def measures_of(family: str, config: Mapping[str, Any], parameters: int) -> Meas
 
 _CONFIGS: dict[str, Mapping[str, Any]] = {
     "z_image": {"dim": 3840, "n_layers": 30, "n_refiner_layers": 2},
-    "flux": {"num_attention_heads": 24, "attention_head_dim": 128, "num_layers": 19, "num_single_layers": 38},
-    "qwen_image": {"num_attention_heads": 24, "attention_head_dim": 128, "num_layers": 60},
     "sdxl": {},
 }
 _WAN = (
@@ -179,7 +177,7 @@ _WAN = (
     ),
     (math.inf, {"num_attention_heads": 40, "attention_head_dim": 128, "num_layers": 40, "ffn_dim": 13824}),
 )
-"""Full-size configurations by family, of Wan by the number of parameters."""
+"""Full-size configurations of families that differ from `families/*.toml`, of Wan by the number of parameters."""
 
 
 def measures_of_entry(entry: Entry) -> Measures | None:
@@ -187,8 +185,8 @@ def measures_of_entry(entry: Entry) -> Measures | None:
     if entry.parameters is None:
         return None
     wan = next(config for most, config in _WAN if entry.parameters < most)
-    config = wan if entry.family == "wan" else _CONFIGS.get(entry.family)
-    return None if config is None else measures_of(entry.family, config, entry.parameters)
+    config = wan if entry.family == "wan" else _CONFIGS.get(entry.family) or family_facts()[entry.family].config
+    return measures_of(entry.family, config, entry.parameters)
 
 
 def usable(gpu: float) -> float:

@@ -8,11 +8,7 @@ from __future__ import annotations
 
 import math
 
-SHIFT_POINTS = {
-    "flux": ((256, 0.5), (4096, 1.15)),
-    "qwen_image": ((256, 0.5), (8192, 0.9)),
-}
-"""By family: tokens and mu at both points."""
+from lorapod.models.families import family_facts
 
 SIDE = 16
 """Pixels a side of a token."""
@@ -20,8 +16,8 @@ SIDE = 16
 
 def resolution_shift(family: str, tokens: int) -> float:
     """k of a picture of so many tokens; 1 for families that shift all sizes alike."""
-    if family not in SHIFT_POINTS:
+    facts = family_facts().get(family)
+    if facts is None or facts.shift is None:
         return 1.0
-    low, high = SHIFT_POINTS[family]
-    slope = (high[1] - low[1]) / (high[0] - low[0])
-    return math.exp(low[1] + slope * (tokens - low[0]))
+    (fewest, most), (low, high) = facts.shift.tokens, facts.shift.mu
+    return math.exp(low + (high - low) / (most - fewest) * (tokens - fewest))

@@ -24,19 +24,10 @@ from lorapod.engine.families.base import (
 )
 from lorapod.models import BaseModel
 
-_FAMILIES = {
-    "flux": ("lorapod.engine.families.flux", "Flux"),
-    "qwen_image": ("lorapod.engine.families.qwen_image", "QwenImage"),
-    "sdxl": ("lorapod.engine.families.sdxl", "SDXL"),
-    "wan": ("lorapod.engine.families.wan", "Wan"),
-    "z_image": ("lorapod.engine.families.z_image", "ZImage"),
-}
-
 
 def family_named(name: str) -> Family:
-    """The family of that name; the catalogue only knows names that are listed here."""
-    module, class_name = _FAMILIES[name]
-    return cast(Family, getattr(import_module(module), class_name)())
+    """The family of that name: `FAMILY` of the module that is called so. The catalogue only knows those that there are."""
+    return cast(Family, import_module(f"lorapod.engine.families.{name}").FAMILY())
 
 
 def family_of(base: BaseModel) -> Family:

@@ -9,6 +9,7 @@ picture.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -42,23 +43,27 @@ def noise_to_signal(noise_level: Tensor) -> Tensor:
     return noise_level / (1 - noise_level).clamp_min(1e-4)
 
 
-def packed(latents: Tensor) -> Tensor:
-    """Latents (b, c, 1, h, w) as tokens (b, h/2 * w/2, c * 4), row by row; within a token channels come first."""
+def packed(latents: Tensor, side: int = SIDE) -> Tensor:
+    """Latents (b, c, 1, h, w) as tokens (b, n, c * side * side), row by row; within a token channels come first.
+
+    Args:
+        side: Latents a side of a token.
+    """
     b, c, _, h, w = latents.shape
-    blocks = latents[:, :, 0].reshape(b, c, h // SIDE, SIDE, w // SIDE, SIDE)
-    return blocks.permute(0, 2, 4, 1, 3, 5).reshape(b, (h // SIDE) * (w // SIDE), c * SIDE * SIDE)
+    blocks = latents[:, :, 0].reshape(b, c, h // side, side, w // side, side)
+    return blocks.permute(0, 2, 4, 1, 3, 5).reshape(b, (h // side) * (w // side), c * side * side)
 
 
-def tokens_of(height: int, width: int) -> int:
+def tokens_of(height: int, width: int, side: int = SIDE) -> int:
     """Tokens of a picture of that many latents."""
-    return (height // SIDE) * (width // SIDE)
+    return (height // side) * (width // side)
 
 
-def unpacked(tokens: Tensor, height: int, width: int) -> Tensor:
-    """The inverse of `packed`: tokens (b, n, c * 4) to latents (b, c, 1, height, width)."""
+def unpacked(tokens: Tensor, height: int, width: int, side: int = SIDE) -> Tensor:
+    """The inverse of `packed`: tokens (b, n, c * side * side) to latents (b, c, 1, height, width)."""
     b, _, channels = tokens.shape
-    c = channels // (SIDE * SIDE)
-    blocks = tokens.reshape(b, height // SIDE, width // SIDE, c, SIDE, SIDE)
+    c = channels // (side * side)
+    blocks = tokens.reshape(b, height // side, width // side, c, side, side)
     return blocks.permute(0, 3, 1, 4, 2, 5).reshape(b, c, height, width)[:, :, None]
 
 
@@ -96,13 +101,17 @@ class LearnsVelocity(Answers):
 
 
 class SeesTokens(LearnsVelocity):
-    """The part of FLUX.1 and Qwen-Image that is about tokens.
+    """The part of FLUX.1, FLUX.2 and Qwen-Image that is about tokens.
 
     Attributes:
         name: Of the family, by which its shift is known.
+        factor: Pixels a side of a latent.
+        side: Latents a side of a token.
     """
 
     name: ClassVar[str]
+    factor: ClassVar[int] = FACTOR
+    side: ClassVar[int] = SIDE
 
     pixel_divisor = FACTOR * SIDE
 
@@ -150,7 +159,7 @@ class SeesTokens(LearnsVelocity):
 
     def resolution_shift(self, latents_shape: tuple[int, ...]) -> float:
         """The shift k of a picture with latents (..., h, w)."""
-        return resolution_shift(self.name, tokens_of(latents_shape[-2], latents_shape[-1]))
+        return resolution_shift(self.name, tokens_of(latents_shape[-2], latents_shape[-1], self.side))
 
     def drawn_velocity(
         self, denoiser: nn.Module, noisy: Tensor, noise_level: Tensor, request: PreviewRequest
@@ -161,33 +170,37 @@ class SeesTokens(LearnsVelocity):
     @torch.no_grad()
     def sample(self, denoiser: nn.Module, base: BaseModel, request: PreviewRequest) -> Tensor:
         """Latents (c, 1, h, w) of one preview."""
-        height, width = request.height // FACTOR, request.width // FACTOR
-        shape = (1, denoiser.config.in_channels // SIDE**2, 1, height, width)
+        height, width = request.height // self.factor, request.width // self.factor
+        shape = (1, denoiser.config.in_channels // self.side**2, 1, height, width)
         generator = torch.Generator("cpu").manual_seed(request.seed)
-        tokens = packed(torch.randn(shape, generator=generator).to(denoiser.device))
-        scheduler = _scheduler(base, tokens.shape[1], request.steps, denoiser.device)
+        tokens = packed(torch.randn(shape, generator=generator).to(denoiser.device), self.side)
+        scheduler = self._scheduler(base, tokens.shape[1], request.steps, denoiser.device)
         for timestep in scheduler.timesteps:
             level = timestep.float()[None] / 1000
-            velocity = self.drawn_velocity(denoiser, unpacked(tokens, height, width), level, request)
-            tokens = scheduler.step(packed(velocity), timestep, tokens, return_dict=False)[0]
-        return unpacked(tokens, height, width)[0].float()
+            velocity = self.drawn_velocity(denoiser, unpacked(tokens, height, width, self.side), level, request)
+            tokens = scheduler.step(packed(velocity, self.side), timestep, tokens, return_dict=False)[0]
+        return unpacked(tokens, height, width, self.side)[0].float()
 
+    def preview_shift(self, config: Mapping[str, Any], tokens: int, steps: int) -> float:
+        """mu of a preview of so many tokens and steps, with the configuration of the base model's scheduler."""
+        from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
-def _scheduler(base: BaseModel, tokens: int, steps: int, device: torch.device) -> Any:
-    """The base model's scheduler with its timesteps for a picture of so many tokens."""
-    import numpy as np
-    from diffusers import FlowMatchEulerDiscreteScheduler
-    from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+        mu: float = calculate_shift(
+            tokens,
+            config.get("base_image_seq_len", 256),
+            config.get("max_image_seq_len", 4096),
+            config.get("base_shift", 0.5),
+            config.get("max_shift", 1.15),
+        )
+        return mu
 
-    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(base.folder / "scheduler", local_files_only=True)
-    config = scheduler.config
-    mu = calculate_shift(
-        tokens,
-        config.get("base_image_seq_len", 256),
-        config.get("max_image_seq_len", 4096),
-        config.get("base_shift", 0.5),
-        config.get("max_shift", 1.15),
-    )
-    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), device=device, mu=mu)
-    scheduler.set_begin_index(0)
-    return scheduler
+    def _scheduler(self, base: BaseModel, tokens: int, steps: int, device: torch.device) -> Any:
+        """The base model's scheduler with its timesteps for a picture of so many tokens."""
+        import numpy as np
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(base.folder / "scheduler", local_files_only=True)
+        mu = self.preview_shift(scheduler.config, tokens, steps)
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), device=device, mu=mu)
+        scheduler.set_begin_index(0)
+        return scheduler

@@ -164,3 +164,6 @@ def _positions(number: int, latents: Tensor) -> Tensor:
     places[..., 1] = torch.arange(rows)[:, None]
     places[..., 2] = torch.arange(columns)[None, :]
     return places.reshape(rows * columns, 3)
+
+
+FAMILY = Flux

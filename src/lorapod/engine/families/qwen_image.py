@@ -4,16 +4,25 @@ Conventions (diffusers `QwenImagePipeline`, `QwenImageTransformer2DModel`): the 
 noise - x0 of latents in 2 x 2 tokens; the caption goes into a chat template, Qwen2.5-VL's last hidden state is what the
 denoiser is told, and the template's first 34 tokens are dropped; the VAE is one of clips with a single frame, latents are
 (z - mean) / std of each channel. Captions of one batch are padded to the longest and masked; where they are equally long
-there is no mask, since it would cost the fast attention. Not covered: Qwen-Image-Edit, Qwen-Image-2.1 (another
-architecture).
+there is no mask, since it would cost the fast attention.
+
+Qwen-Image-Edit has the same denoiser (`QwenImageEditPipeline`; `QwenImageEditPlusPipeline` from the 2509 version on): the
+tokens of its control pictures follow those of what is drawn, and the text encoder is shown them too, so that what it says
+of a caption is of these pictures. They are shown as they were cut for training, at the area that the pipeline shows them
+at. That 2511 sees control pictures at noise level 0 (`zero_cond_t`) is taken from the denoiser's configuration. Not
+covered: Qwen-Image-Layered, Qwen-Image-2.1 (another architecture).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -54,12 +63,31 @@ _TARGETS = {
 }
 
 
+EDIT_TEMPLATE = (
+    "<|im_start|>system\nDescribe the key features of the input image (color, shape, size, texture, objects, background), "
+    "then explain how the user's text instruction should alter or modify the image. Generate a new image that meets the "
+    "user's requirements while maintaining consistency with the original input where appropriate.<|im_end|>\n"
+    "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+)
+"""What the models that edit were trained with."""
+
+EDIT_TEMPLATE_TOKENS = 64
+
+SEEN_ALONE, SEEN_COUNTED = 1024, 384
+"""Sides of the square that has the area at which control pictures are shown, in pixels, before 2509 and after
+(`CONDITION_IMAGE_SIZE`)."""
+
+SHOWN, PAD = "<|vision_start|>{}<|vision_end|>", "<|image_pad|>"
+"""A control picture in the text; from 2509 on they are counted, as `Picture 1: `."""
+
+
 @dataclass
 class TextEncoder:
-    """Tokenizer and Qwen2.5-VL model."""
+    """Tokenizer and Qwen2.5-VL model, and what makes its pixels of pictures where it is shown any."""
 
     tokenizer: Any
     model: nn.Module
+    pictures: Any = None
 
 
 class QwenImage(OfDiffusers, SeesTokens):
@@ -70,6 +98,12 @@ class QwenImage(OfDiffusers, SeesTokens):
     target_layers = _TARGETS
     experts = (Expert(),)
     formats = tuple(LoraFormat)
+
+    def of(self, base: BaseModel) -> QwenImage:
+        """Qwen-Image, or the version that edits by the base model's pipeline."""
+        if base.pipeline == "QwenImageEditPlusPipeline":
+            return QwenImageEdit()
+        return QwenImageEdit(counted=False) if base.pipeline == "QwenImageEditPipeline" else self
 
     def load_text_encoder(self, base: BaseModel, device: torch.device, dtype: torch.dtype) -> TextEncoder:
         from transformers import AutoTokenizer, Qwen2_5_VLModel
@@ -164,8 +198,59 @@ class QwenImage(OfDiffusers, SeesTokens):
         return kohya.module_of(name)
 
 
+class QwenImageEdit(QwenImage):
+    """Qwen-Image-Edit.
+
+    Args:
+        counted: Whether it takes several control pictures, counted in the text and shown small, as from 2509 on.
+    """
+
+    control: Literal["needed", "taken"] = "needed"
+
+    def __init__(self, counted: bool = True) -> None:
+        self.counted = counted
+        self.most_controls = 3 if counted else 1  # model card of Qwen-Image-Edit-2509
+
+    def load_text_encoder(self, base: BaseModel, device: torch.device, dtype: torch.dtype) -> TextEncoder:
+        from transformers import AutoImageProcessor
+
+        encoder = super().load_text_encoder(base, device, dtype)
+        encoder.pictures = AutoImageProcessor.from_pretrained(base.folder / "processor", local_files_only=True)
+        return encoder
+
+    @torch.no_grad()
+    def encode_seen_text(self, encoder: TextEncoder, caption: str, pictures: list[NDArray[np.uint8]]) -> Conditions:
+        """ "tokens" (l, 3584), of the pictures, the caption and what the template has after it; nothing is cut."""
+        side = SEEN_COUNTED if self.counted else SEEN_ALONE
+        seen = encoder.pictures([_shown_picture(each, side) for each in pictures], return_tensors="pt")
+        places = seen["image_grid_thw"].prod(dim=-1) // encoder.pictures.merge_size**2  # one a token of the encoder
+        shown = "".join(
+            (f"Picture {number}: " if self.counted else "") + SHOWN.format(PAD * int(count))
+            for number, count in enumerate(places, 1)
+        )
+        given = encoder.tokenizer(EDIT_TEMPLATE.format(shown + caption), return_tensors="pt").to(encoder.model.device)
+        states = encoder.model(
+            input_ids=given.input_ids,
+            attention_mask=given.attention_mask,
+            pixel_values=seen["pixel_values"].to(encoder.model.device, encoder.model.dtype),
+            image_grid_thw=seen["image_grid_thw"].to(encoder.model.device),
+        ).last_hidden_state[0, EDIT_TEMPLATE_TOKENS:]
+        return {"tokens": states.cpu(), "length": torch.tensor(min(len(states), MAX_TOKENS))}
+
+
+def _shown_picture(pixels: NDArray[np.uint8], side: int) -> Image.Image:
+    """A picture (h, w, 3) at about `side` x `side` pixels in its own shape, in sides that 32 divides."""
+    height, width = pixels.shape[:2]
+    across = math.sqrt(side * side * width / height)
+    size = round(across / 32) * 32, round(across * height / width / 32) * 32
+    return Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS)
+
+
 def _statistics(vae: nn.Module) -> tuple[Tensor, Tensor]:
     """Mean and deviation of each channel, (1, c, 1, 1, 1), as the VAE's configuration says."""
     shape = (1, -1, 1, 1, 1)
     mean, std = torch.tensor(vae.config.latents_mean), torch.tensor(vae.config.latents_std)
     return mean.view(shape).to(vae.device), std.view(shape).to(vae.device)
+
+
+FAMILY = QwenImage

@@ -289,3 +289,6 @@ class SDXL(OfDiffusers, WithAutoencoder, Answers):
                 predicted = predicted[:1] + request.guidance * (predicted[1:] - predicted[:1])
             latents = scheduler.step(predicted, timestep, latents, **extra, return_dict=False)[0]
         return latents[0][:, None].float()  # (4, 1, h, w)
+
+
+FAMILY = SDXL

@@ -410,3 +410,6 @@ def _keep_exact(module: nn.Module) -> None:
 def _read_json(path: Path) -> dict[str, Any]:
     value = json.loads(path.read_text(encoding="utf-8"))
     return dict(value)
+
+
+FAMILY = Wan

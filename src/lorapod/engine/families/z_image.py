@@ -127,3 +127,6 @@ class ZImage(OfDiffusers, WithAutoencoder, LearnsVelocity):
                 velocity = predicted[:1] + request.guidance * (predicted[:1] - predicted[1:])
             latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
         return latents[0][:, None].float()  # (c, 1, h, w)
+
+
+FAMILY = ZImage
