@@ -15,7 +15,8 @@ from lorapod.workspace import Workspace
 EXPECTED = {
     "demo", "flux-dev", "sdxl", "qwen-image", "z-image", "z-image-turbo", "wan2.1-t2v-1.3b", "wan2.1-t2v-14b",
     "wan2.1-i2v-14b-480p", "wan2.2-t2v-a14b", "wan2.2-t2v-a14b-high", "wan2.2-t2v-a14b-low", "wan2.2-i2v-a14b",
-    "wan2.2-i2v-a14b-high", "wan2.2-i2v-a14b-low", "wan2.2-ti2v-5b",
+    "wan2.2-i2v-a14b-high", "wan2.2-i2v-a14b-low", "wan2.2-ti2v-5b", "flux-kontext-dev",
+    "flux2-klein-base-4b", "qwen-image-edit-2509",
 }  # fmt: skip
 
 

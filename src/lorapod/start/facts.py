@@ -68,7 +68,7 @@ class Facts:
 
     def offered(self) -> list[Entry]:
         """The base models to choose from: pictures' first, small ones first, a pair's experts only as the pair."""
-        shown = [each for each in self.entries.values() if each.packaged or each.trainers]
+        shown = [e for e in self.entries.values() if e.packaged or (e.trainers and e.control != "needed")]
         shown = [each for each in shown if not each.name.endswith(_EXPERTS)]
         return sorted(
             shown, key=lambda each: (bool(each.packaged), each.modality == "clip", each.parameters or 0, each.name)

@@ -15,6 +15,8 @@ GOOD_FOR = {
     "z-image": "people, photographs and styles; slower to draw with than Turbo, learns longer without harm",
     "sdxl": "styles and drawings; the most tools and fine-tunes around it, small",
     "flux-dev": "people and photographs of high quality; large, not for business use",
+    "flux-kontext-dev": "edits of pictures, by examples of before and after; large, not for business use",
+    "flux2-klein-base-4b": "people, photographs and edits of pictures; small, new",
     "qwen-image": "long prompts and text in pictures; very large",
     "wan2.1-t2v-1.3b": "short clips, small and quick",
     "wan2.1-t2v-14b": "clips of high quality; large",
