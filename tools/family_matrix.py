@@ -62,6 +62,7 @@ def rows() -> dict[str, tuple[str, Builder]]:
         "Z-Image": ("z_image", build_tiny_z_image),
         "SDXL": ("sdxl", picture_models.build_sdxl),
         "FLUX.1": ("flux", picture_models.build_flux),
+        "FLUX.1 Kontext": ("flux", picture_models.build_kontext),
         "Qwen-Image": ("qwen_image", picture_models.build_qwen_image),
     }
     return found | {f"Wan {kind}": ("wan", wan(kind)) for kind in wan_made.DENOISERS}
@@ -90,7 +91,7 @@ class Row:
 
 
 def dataset(folder: Path, kinds: str) -> Path:
-    """Four small items with captions: a letter each, `p` for a picture and `c` for a clip."""
+    """Four small items with captions: a letter each, `p` for a picture, `e` for an edited one, `c` for a clip."""
     from data.clips_made import make_clip
 
     folder.mkdir()
@@ -99,15 +100,24 @@ def dataset(folder: Path, kinds: str) -> Path:
             make_clip(folder / f"{i}.mp4", 10 + i, fps=16, size=(64, 64))
         else:
             Image.new("RGB", (64, 64), (60 * i, 120, 200 - 60 * i)).save(folder / f"{i}.png")
+        if kind == "e":
+            controls_of(folder).mkdir(exist_ok=True)
+            Image.new("RGB", (64, 64), (120, 200 - 60 * i, 60 * i)).save(controls_of(folder) / f"{i}.png")
         (folder / f"{i}.txt").write_text(f"zorb number {i}", encoding="utf-8")
     return folder
+
+
+def controls_of(data: Path) -> Path:
+    """Folder of the control pictures of a dataset, where it has any."""
+    return data.with_name("control")
 
 
 def recipe_for(run: Path, model: Path, data: Path, kind: str, formats: list[str], frames: int) -> None:
     text = (
         f"name = 'zorb'\n[base_model]\nname = '{model}'\n"
         f"[[datasets]]\npath = '{data}'\nresolutions = [64]\nframes = [9]\nvalidation_share = 0.25\n"
-        "[training]\nsteps = 3\nbatch_size = 2\nprecision = 'fp32'\nseed = 1\n"
+        + (f"control = '{controls_of(data)}'\n" if controls_of(data).is_dir() else "")
+        + "[training]\nsteps = 3\nbatch_size = 2\nprecision = 'fp32'\nseed = 1\n"
         f"[adapter]\nkind = '{kind}'\nrank = 4\n[optimizer]\nlearning_rate = 0.02\nwarmup_steps = 1\n"
         "[evaluation]\nevery = 0\nquantiles = 2\n"
         f"[previews]\nprompts = ['zorb']\nwidth = 64\nheight = 64\nframes = {frames}\nsteps = 2\nevery = 0\nat_start = false\n"
@@ -135,7 +145,7 @@ def loss(training: Training, denoiser: torch.nn.Module) -> float:
 def matrix_row(name: str, family_name: str, build: Builder, folder: Path, kind: str) -> Row:
     """Does all of it with one base model."""
     from lorapod.engine.export import ONLY_LYCORIS
-    from lorapod.engine.families import TakesFirstFrame, family_of
+    from lorapod.engine.families import TakesControl, TakesFirstFrame, family_of
     from lorapod.models import BaseModel
     from lorapod.recipe.schema import AdapterKind, LoraFormat
 
@@ -144,7 +154,8 @@ def matrix_row(name: str, family_name: str, build: Builder, folder: Path, kind: 
     family = family_of(BaseModel("tiny", family_name, model))
     formats = [f for f in family.formats if f is not LoraFormat.DIFFUSERS or AdapterKind(kind) not in ONLY_LYCORIS]
     needs_clips = isinstance(family, TakesFirstFrame) and family.first_frame == "needed"
-    kinds = "cccc" if needs_clips else "pppp" if family.fps is None else "ppcc"
+    edits = isinstance(family, TakesControl)
+    kinds = "cccc" if needs_clips else "eeee" if edits else "pppp" if family.fps is None else "ppcc"
     frames = 1 if family.fps is None else 9
     data, workspace, run = (
         dataset(folder / "data", kinds),

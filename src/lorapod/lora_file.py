@@ -561,10 +561,11 @@ def _without_folders(recipe_text: str) -> str:
             base[key] = str("~" / PurePath(base[key]).relative_to(Path.home()))
     own = [(document.get("adapter", {}), "continue_from")]
     own += [(merged, "path") for merged in document.get("adapter", {}).get("merged", [])]
-    own += [(dataset, "path") for dataset in document.get("datasets", [])]
+    own += [(dataset, key) for dataset in document.get("datasets", []) for key in ("path", "masks", "control")]
     previews = document.get("previews", {})
-    if "first_frames" in previews:
-        previews["first_frames"] = [PurePath(path).name for path in previews["first_frames"]]
+    for key in ("first_frames", "control"):
+        if key in previews:
+            previews[key] = [PurePath(path).name for path in previews[key]]
     for table, key in own:
         if key in table:
             table[key] = PurePath(table[key]).name

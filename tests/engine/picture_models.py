@@ -96,8 +96,9 @@ def build_sdxl(folder: Path, **scheduler: Any) -> Path:
     return folder
 
 
-def build_flux(folder: Path, guidance_embeds: bool = True) -> Path:
-    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+def build_flux(folder: Path, guidance_embeds: bool = True, pipeline: str = "FluxPipeline") -> Path:
+    import diffusers
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
     from transformers import CLIPTextModel, T5Config, T5EncoderModel
 
     torch.manual_seed(0)
@@ -107,7 +108,7 @@ def build_flux(folder: Path, guidance_embeds: bool = True) -> Path:
         joint_attention_dim=32, pooled_projection_dim=32, guidance_embeds=guidance_embeds, axes_dims_rope=(4, 4, 8),
     )  # fmt: skip
     torch.nn.init.normal_(transformer.proj_out.weight, std=0.2)
-    FluxPipeline(
+    getattr(diffusers, pipeline)(
         scheduler=FlowMatchEulerDiscreteScheduler(
             shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, base_image_seq_len=256,
             max_image_seq_len=4096,
@@ -120,6 +121,10 @@ def build_flux(folder: Path, guidance_embeds: bool = True) -> Path:
         tokenizer_2=t5, transformer=transformer,
     ).save_pretrained(folder)  # fmt: skip
     return folder
+
+
+def build_kontext(folder: Path) -> Path:
+    return build_flux(folder, pipeline="FluxKontextPipeline")
 
 
 def build_qwen_image(folder: Path) -> Path:

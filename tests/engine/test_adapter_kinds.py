@@ -77,7 +77,7 @@ def output(family: Family, denoiser: nn.Module, job: Job) -> Tensor:
         if family.name == "sdxl":
             ids = torch.tensor([[64, 64, 0, 0, 64, 64]])
             return family.predict(denoiser.eval(), noisy[:, :, 0], torch.tensor([500]), ids, [text])  # type: ignore[attr-defined]
-        return family.velocity(denoiser.eval(), noisy, torch.tensor([0.5]), [text])  # type: ignore[attr-defined]
+        return family.velocity(denoiser.eval(), noisy, torch.tensor([0.5]), [{}], [text])  # type: ignore[attr-defined]
 
 
 def as_comfyui_applies(weight: Tensor, file: dict[str, Tensor], key: str) -> Tensor:

@@ -17,9 +17,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from lorapod import recipe as recipes
+from lorapod.engine import launch
 from lorapod.engine.batches import Batch
 from lorapod.engine.launch import count_for
+from lorapod.engine.output import emit, emit_error
 from lorapod.engine.ranks import Ranks
+from lorapod.engine.status import STOPPED
 from lorapod.errors import RequestError
 from lorapod.events import PREFIX, from_line
 from lorapod.recipe import Recipe
@@ -51,8 +54,8 @@ class Bench:
         (run / "recipe.toml").write_text(recipes.dumps(recipe), encoding="utf-8")
         return run
 
-    def start(self, run: Path, *more: str) -> subprocess.Popen[str]:
-        argv = [sys.executable, "-m", "lorapod.engine", "train", str(run), "--workspace", str(self.folder), *more]
+    def start(self, run: Path, *more: str, stage: str = "train") -> subprocess.Popen[str]:
+        argv = [sys.executable, "-m", "lorapod.engine", stage, str(run), "--workspace", str(self.folder), *more]
         environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
         return subprocess.Popen(
             argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
@@ -255,3 +258,109 @@ def test_more_than_there_are_or_can_be_used_is_refused() -> None:
         count_for(recipe(gpus=4, batch_size=8), ["0", "1"])
     with pytest.raises(RequestError, match="cannot be split over 3"):
         count_for(recipe(gpus=3, batch_size=2), ["0", "1", "2"])
+
+
+def test_a_killed_launcher_leaves_no_process_behind(
+    going: Callable[..., tuple[subprocess.Popen[str], list[psutil.Process]]],
+) -> None:
+    """Two that went on would write into a run that somebody resumed meanwhile."""
+    process, ranks = going()
+    try:
+        process.kill()
+        _, alive = psutil.wait_procs(ranks, timeout=10)
+        assert not [rank for rank in alive if rank.status() != psutil.STATUS_ZOMBIE]
+    finally:
+        for rank in ranks:
+            if rank.is_running():
+                rank.kill()
+
+
+Launched = Callable[[str], tuple[int, str]]
+
+
+@pytest.fixture
+def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Launched]:
+    """Launches two ranks that are a shell script in place of the engine; gives the exit code and what was said."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def run(script: str) -> tuple[int, str]:
+        program = tmp_path / "rank.sh"
+        program.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+        program.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(program))
+        return launch.launch(2, [str(tmp_path)]), capfd.readouterr().out
+
+    monkeypatch.setattr(launch, "_GRACE_SECONDS", 0.3)
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def test_a_rank_that_still_writes_after_a_stop_is_waited_for(launched: Launched, tmp_path: Path) -> None:
+    """Rank 0 writes the checkpoint, however long that takes, while the others are done at once."""
+    code, said = launched(f"[ $RANK = 1 ] && exit {STOPPED}; sleep 1.5; touch {tmp_path}/written; exit {STOPPED}")
+    assert (tmp_path / "written").exists()
+    assert (code, said) == (STOPPED, "")
+
+
+def test_a_second_signal_ends_a_rank_that_does_not_heed_it(launched: Launched) -> None:
+    began = time.monotonic()
+    asks = f"kill -INT $PPID; sleep 0.2; kill -INT $PPID; exit {STOPPED}"
+    code, said = launched(f"[ $RANK = 1 ] && {{ {asks}; }}; exec sleep 30")
+    assert time.monotonic() - began < 10 and (code, said) == (STOPPED, "")
+
+
+def test_a_stop_before_the_ranks_can_heed_it_is_a_stop(launched: Launched) -> None:
+    """In their first moments, while Python still starts, a signal ends them as it ends any process."""
+    assert launched("kill -INT $PPID; sleep 0.2; kill -INT $$; sleep 30") == (STOPPED, "")
+    assert launched("kill -TERM $PPID; sleep 0.2; kill -TERM $$; sleep 30") == (STOPPED, "")
+
+
+def test_ranks_ended_from_outside_are_no_stop(launched: Launched) -> None:
+    code, said = launched("[ $RANK = 1 ] && kill -TERM $$; exec sleep 30")
+    assert code == 1 and "Process 2 of 2" in said and "SIGTERM" in said
+
+
+@pytest.mark.parametrize("leaked", [{"RANK": "1", "WORLD_SIZE": "2"}, {"WORLD_SIZE": "16"}, {"RANK": "0"}])
+def test_other_programs_variables_make_no_ranks(leaked: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rented clusters set RANK and WORLD_SIZE for their own programs."""
+    for name, value in leaked.items():
+        monkeypatch.setenv(name, value)
+    assert Ranks.joined() == Ranks(0, 1)
+
+
+def test_it_speaks_where_other_programs_say_rank(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> None:
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    emit("info", message="here")
+    emit_error(RequestError("No", "", ""))
+    assert [event["message"] for event in events_of(capfd.readouterr().out)] == ["here", "No"]
+
+
+def test_torchrun_starts_them_too(bench: Bench, alone: tuple[Path, list[dict]]) -> None:
+    run = bench.run("training.gpus=1")
+    argv = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "lorapod.engine", "train"]
+    done = subprocess.run(
+        [sys.executable, *argv, str(run), "--workspace", str(bench.folder)],
+        capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(evaluations(events_of(done.stdout))) == 3
+    assert_the_same(run, alone[0])
+
+
+def test_captions_that_are_cut_are_named_whichever_rank_read_them(
+    bench: Bench, shared: tuple[Path, list[dict]]
+) -> None:
+    """Captions are encoded by both, a part each."""
+    folder = bench.folder / "long"
+    folder.mkdir()
+    for i in range(4):
+        Image.new("RGB", (64, 64), (30 * i, 0, 0)).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"picture {i} " + "word " * 2000, encoding="utf-8")
+    run = bench.run("training.gpus=2", "training.steps=1")
+    text = (run / "recipe.toml").read_text(encoding="utf-8").replace(f"{bench.folder / 'pictures'}", f"{folder}")
+    (run / "recipe.toml").write_text(text, encoding="utf-8")
+    events = bench.ended(bench.start(run, stage="cache"))
+    cut = {e["message"].split("tokens: ")[1][:9] for e in events if e["type"] == "warning" and "longer" in e["message"]}
+    assert cut == {f"picture {i}" for i in range(4)}

@@ -24,6 +24,10 @@ def sample(
             help="Pictures that clips begin with, taken in turn, for base models that make a clip out of one."
         ),
     ] = None,
+    control: Annotated[
+        list[Path] | None,
+        typer.Option(help="Pictures that are edited, taken in turn by the prompts, for base models that edit."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The PNG to write. [default: beside the LoRA]")] = None,
 ) -> None:
     """Draw a grid of prompts by strengths with a trained LoRA."""
@@ -42,5 +46,6 @@ def sample(
             seeds=seed,
             out=out,
             first_frames=first_frame,
+            controls=control,
         )
     console.print(f"Grid  {grid}", soft_wrap=True, markup=False)

@@ -21,12 +21,14 @@ from lorapod.data.plan import (
     plan_dataset,
     plan_datasets,
 )
-from lorapod.data.scan import Item, Scan, scan
+from lorapod.data.scan import ControlPicture, Item, Scan, scan
+from lorapod.data.sidecars import placed_beside
 from lorapod.data.walk import Problem, Severity
 
 __all__ = [
     "Bucket",
     "BucketSummary",
+    "ControlPicture",
     "DataPlan",
     "DatasetPlan",
     "Fate",
@@ -52,6 +54,7 @@ __all__ = [
     "load_mask",
     "load_picture",
     "place",
+    "placed_beside",
     "plan_dataset",
     "plan_datasets",
     "probe",

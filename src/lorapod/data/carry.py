@@ -6,7 +6,6 @@ folder of their own, with their items' names. Both are cropped and scaled as the
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ from PIL import Image
 from lorapod.data.buckets import Placement
 from lorapod.data.making import copy_whole
 from lorapod.data.pictures import load_mask, load_picture, probe
-from lorapod.data.sidecars import MASK_LABEL
+from lorapod.data.sidecars import MASK_LABEL, placed_beside
 from lorapod.files import write_text_whole, written_whole
 
 if TYPE_CHECKING:
@@ -74,9 +73,8 @@ def write_control(control: Path, target: Path, placement: Placement | None) -> N
     if placement is None:
         copy_whole(control, target)
         return
-    # The placement is of the item; a control picture may have another size of the same shape.
     info = probe(control)
-    pixels = load_picture(control, replace(placement, source=(info.width, info.height)))
+    pixels = load_picture(control, placed_beside(info.width, info.height, placement))
     target = target.with_suffix(".png")
     with written_whole(target) as temporary:
         Image.fromarray(pixels).save(temporary, "PNG", compress_level=4)

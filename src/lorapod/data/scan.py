@@ -36,6 +36,21 @@ _NO_READER = "Pictures of this format cannot be read"
 
 
 @dataclass(frozen=True)
+class ControlPicture:
+    """A picture that an editing model is given beside an item.
+
+    Attributes:
+        width, height: In pixels, oriented as it is looked at.
+        sha256: Of the file's bytes, as hex.
+    """
+
+    path: Path
+    width: int
+    height: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Item:
     """One picture or clip of a dataset with its caption, and its mask and control pictures if any.
 
@@ -48,7 +63,7 @@ class Item:
         frames: 1 for a picture.
         seconds, fps: Of a clip, 0 for a picture; `fps` is the mean.
         mask_path: A picture whose white is learnt; the item's own path where its alpha channel is the mask.
-        control_paths: Pictures that an editing model is given, in order.
+        controls: Pictures that an editing model is given, in order.
         repeats: How often the dataset's layout says that it is seen, as kohya's folder names do.
         caption_lines: The caption as it stands in its file, a line each; none where there is no caption.
     """
@@ -64,13 +79,17 @@ class Item:
     seconds: float = 0.0
     fps: float = 0.0
     mask_path: Path | None = None
-    control_paths: tuple[Path, ...] = ()
+    controls: tuple[ControlPicture, ...] = ()
     repeats: int = 1
     caption_lines: tuple[str, ...] = ()
 
     @property
     def is_clip(self) -> bool:
         return self.seconds > 0
+
+    @property
+    def control_paths(self) -> tuple[Path, ...]:
+        return tuple(control.path for control in self.controls)
 
 
 @dataclass(frozen=True)
@@ -244,7 +263,11 @@ class _Listing:
             seconds=fact.get("seconds", 0.0),
             fps=fact.get("fps", 0.0),
             mask_path=mask[0] if mask else None,
-            control_paths=controls,
+            controls=tuple(
+                ControlPicture(each, about["width"], about["height"], about["sha256"])
+                for each in controls
+                if not isinstance(about := known["picture"][each], Failure)  # `_beside` refused those
+            ),
             repeats=self._repeats(path),
             caption_lines=lines or (),
         )

@@ -10,8 +10,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from lorapod.data.buckets import Placement, place
 from lorapod.data.captions import CAPTION_EXTENSIONS
 from lorapod.data.media_cache import FileId
 from lorapod.data.names import shown
@@ -172,6 +174,20 @@ def _name_from(root: Path, path: Path) -> str:
 def shape_differs(width: int, height: int, other_width: int, other_height: int) -> bool:
     """Whether two pictures differ in their ratio of sides by more than rounding a reduced size explains."""
     return abs(width * other_height - other_width * height) > 0.02 * width * other_height
+
+
+def placed_beside(width: int, height: int, placement: Placement) -> Placement:
+    """Where a picture goes that belongs to one that is placed so.
+
+    Where both have the same shape it is cut as that one, so that they show the same places; else it covers the bucket and
+    what sticks out is cut off evenly.
+
+    Args:
+        width, height: Of the picture, in pixels, oriented as it is looked at.
+    """
+    if shape_differs(width, height, *placement.source):
+        return place(width, height, [placement.bucket])
+    return replace(placement, source=(width, height))
 
 
 def all_files(paired: Iterable[tuple[FileId, ...]]) -> list[FileId]:

@@ -18,9 +18,9 @@ from pathlib import Path
 from types import FrameType
 
 from lorapod import recipe as recipes
-from lorapod.engine.launch import count_for, launch
+from lorapod.engine.launch import count_for, launch, take_own_gpu
 from lorapod.engine.output import emit, emit_error
-from lorapod.engine.status import LOST, STOPPED
+from lorapod.engine.status import LOST, STOPPED, by_torchrun, rank_and_count
 from lorapod.errors import LorapodError, LostRankError, OutOfMemoryError
 from lorapod.files import disk_error
 from lorapod.machine import visible_gpus
@@ -62,8 +62,7 @@ def run(arguments: argparse.Namespace, stopped: StopSignal) -> int:
         from lorapod.engine.ranks import Ranks
 
         ranks = Ranks.joined()
-        prepare(job, stopped, ranks)
-        if stopped():
+        if not prepare(job, stopped, ranks):
             return STOPPED
         if arguments.stage == "cache":
             return 0
@@ -91,7 +90,9 @@ def main() -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     stopped = StopSignal()
     try:
-        if arguments.stage != "sample" and "RANK" not in os.environ:
+        if by_torchrun():
+            take_own_gpu(visible_gpus())
+        elif arguments.stage != "sample" and rank_and_count()[1] == 1:
             count = count_for(recipes.load(arguments.run / "recipe.toml", check_paths=False), visible_gpus())
             if count > 1:
                 return launch(count, sys.argv[1:])

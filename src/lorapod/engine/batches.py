@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from lorapod.data import TrainItem, batches
+from lorapod.engine.controls import Control
 from lorapod.engine.families import Conditions, Expert, ShiftsByResolution, TakesPlacement
+from lorapod.engine.families.control import with_controls
 from lorapod.engine.job import Job
 from lorapod.engine.masks import weighed
 from lorapod.engine.noise import draw_levels, generator_for
@@ -131,7 +133,7 @@ class Batches:
         noise = _normal(latents, generator)
         levels = draw_levels(len(chosen), levels_of(self.job, latents, self.expert_of(number)), generator)
         captions = tuple(self._caption(item, epoch, generator) for item in chosen)
-        texts = [self.text(caption) for caption in captions]
+        texts = [self.text(item, caption) for item, caption in zip(chosen, captions, strict=True)]
         if self.recipe.first_frame_share and latents.shape[2] > 1:
             entries = [self._perhaps_begun(entry, generator) for entry in entries]
         sections = [self.job.recipe.datasets[item.dataset] for item in chosen]
@@ -145,11 +147,18 @@ class Batches:
         entry = weighed(self.job, item, entry) if entry is not None else None
         if entry is None:
             raise _cache_gone(str(item.item.path))
+        entry = with_controls(entry, [self._control(control) for control in self.job.controls(item)])
         family = self.job.family
         return family.placed(entry, item.placement) if isinstance(family, TakesPlacement) else entry
 
-    def text(self, caption: str) -> Conditions:
-        entry = self.job.text_cache.get(self.job.text_key(caption))
+    def _control(self, control: Control) -> Tensor:
+        entry = self.job.latents_cache.get(self.job.control_key(control))
+        if entry is None:
+            raise _cache_gone(f"the control picture {control.path}")
+        return entry["mean"]
+
+    def text(self, item: TrainItem, caption: str) -> Conditions:
+        entry = self.job.text_cache.get(self.job.text_key(caption, self.job.controls(item)))
         if entry is None:
             raise _cache_gone(f"the caption {caption!r}")
         return entry

@@ -44,7 +44,7 @@ class Evaluation:
     def _batch(self, item: TrainItem, source: Batches) -> Batch:
         count = self.job.recipe.evaluation.quantiles
         u = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-        entry, text = source.latents(item), source.text(item.captions[0])
+        entry, text = source.latents(item), source.text(item, item.captions[0])
         levels = at_quantiles(u, levels_of(self.job, entry["mean"], self.expert))
         generator = generator_for("evaluation", item.item.sha256, list(item.placement.resize_to))
         latents = entry["mean"].expand(count, *entry["mean"].shape)

@@ -16,12 +16,22 @@ from lorapod.data import DataPlan, Geometry, MediaCache, TrainItem, plan_dataset
 from lorapod.engine.adapter_files import Merged
 from lorapod.engine.adapters import target_names
 from lorapod.engine.cache import Cache
+from lorapod.engine.controls import (
+    Control,
+    Controls,
+    controls_of_item,
+    preview_controls,
+    refuse_controls,
+    refuse_too_many,
+)
 from lorapod.engine.export import ONLY_LYCORIS
 from lorapod.engine.families import (
     Expert,
     Family,
     ShiftsByResolution,
+    TakesControl,
     TakesFirstFrame,
+    TextSeesControl,
     TrainsTextEncoders,
     WeighsBySnr,
     family_of,
@@ -97,6 +107,8 @@ class Job:
         )
         if isinstance(family, TakesFirstFrame) and family.first_frame == "needed":
             _refuse_single_frames([*plan.train, *plan.validation], family.frame_step)
+        if isinstance(family, TakesControl):
+            refuse_too_many(plan, family)
         return plan
 
     def _refuse_what_is_not_trained_with(self) -> None:
@@ -142,13 +154,7 @@ class Job:
                 "It is given one always." if use == "needed" else "It makes pictures or clips of text alone.",
                 "Leave `training.first_frame_share` out.",
             )
-        for section in self.recipe.datasets:
-            if section.control:
-                raise DatasetError(
-                    "The built-in trainer does not train with control pictures yet",
-                    f"The dataset {section.path} asks for `control`.",
-                    "Leave `control` out, or choose another trainer.",
-                )
+        refuse_controls(self)
 
     def _refuse_adapter(self) -> None:
         adapter = self.recipe.adapter
@@ -188,8 +194,11 @@ class Job:
             made_by = f"{made_by} {self.family.conditions_made_by(self.base)}".rstrip()
         return Cache(self.workspace.cache / "latents", made_by)
 
-    def text_key(self, caption: str) -> str:
-        return self.text_cache.key(caption=caption)
+    def text_key(self, caption: str, controls: Controls = ()) -> str:
+        """Depends on the control pictures too where the text encoder is shown them."""
+        if not controls or not isinstance(self.family, TextSeesControl):
+            return self.text_cache.key(caption=caption)
+        return self.text_cache.key(caption=caption, controls=[_made_from(control) for control in controls])
 
     def latents_key(self, item: TrainItem) -> str:
         """Depends on the file's bytes and on how it is resized, cropped and cut, not on its name."""
@@ -198,6 +207,14 @@ class Job:
         if item.window:
             made_from["window"] = [item.window.start, item.window.frames, item.window.fps]
         return self.latents_cache.key(**made_from)
+
+    def control_key(self, control: Control) -> str:
+        """Depends on the file's bytes and on how it is resized and cropped."""
+        return self.latents_cache.key(control=_made_from(control))
+
+    def controls(self, item: TrainItem) -> Controls:
+        """The control pictures that an item is trained with."""
+        return controls_of_item(item) if isinstance(self.family, TakesControl) else ()
 
     @cached_property
     def _mask_hashes(self) -> dict[Path, str]:
@@ -236,6 +253,11 @@ class Job:
         return first_frames(self, width, height)
 
     @cached_property
+    def preview_controls(self) -> dict[str, Controls]:
+        """The control pictures of each of the recipe's previews, by prompt."""
+        return preview_controls(self, self.preview_prompts())
+
+    @cached_property
     def preview_size(self) -> tuple[int, int, int]:
         """Width and height of previews in pixels, as multiples of what the base model takes, and their frames.
 
@@ -269,11 +291,12 @@ class Job:
         """Items to train on and items held out."""
         return [*self.data.train, *self.data.validation]
 
-    def captions(self) -> list[str]:
-        """Every text that the run needs, once each, in a stable order."""
-        texts = [caption for item in self.items() for caption in item.captions]
-        previews = self.recipe.previews
-        return list(dict.fromkeys([*texts, *self.preview_prompts(), previews.negative_prompt, ""]))
+    def captions(self) -> dict[str, tuple[str, Controls]]:
+        """Every text that the run needs, once each, in a stable order: by its key, with what the encoder is shown."""
+        texts = [(caption, self.controls(item)) for item in self.items() for caption in (*item.captions, "")]
+        prompts = [(prompt, self.preview_controls.get(prompt, ())) for prompt in self.preview_prompts()]
+        prompts += [(self.recipe.previews.negative_prompt, controls) for _, controls in prompts]
+        return {self.text_key(*text): text for text in [*texts, *prompts]}
 
     def preview_prompts(self) -> list[str]:
         """The recipe's prompts, else the first captions of the first dataset."""
@@ -281,6 +304,10 @@ class Job:
             return self.recipe.previews.prompts
         first = (item.captions[0] for item in self.data.train if item.dataset == 0)
         return list(dict.fromkeys(first))[:2]
+
+
+def _made_from(control: Control) -> list[object]:
+    return [control.sha256, list(control.placement.resize_to), list(control.placement.crop)]
 
 
 def _refuse_single_frames(items: list[TrainItem], frame_step: int) -> None:

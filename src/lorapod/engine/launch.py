@@ -15,11 +15,13 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
 from lorapod.engine.output import emit
 from lorapod.engine.status import LOST, RANKS_STORE, STOPPED
 from lorapod.errors import RequestError
 from lorapod.machine import visible_gpus
+from lorapod.processes import ending_with_parent
 from lorapod.recipe import Recipe
 
 _GRACE_SECONDS = 5.0
@@ -59,14 +61,31 @@ def _even(count: int, size: int, batches: int) -> bool:
     return size % count == 0 or (size < count and batches % count == 0)
 
 
+def take_own_gpu(gpus: Sequence[str]) -> None:
+    """Leaves a rank that torchrun started, before torch looks for GPUs, the one that is its own.
+
+    Raises:
+        RequestError: torchrun started more ranks than there are GPUs.
+    """
+    place = int(os.environ["LOCAL_RANK"])
+    if not gpus:
+        return
+    if place >= len(gpus):
+        raise RequestError(
+            f"torchrun started process {place + 1} of this machine, which has {len(gpus)} GPUs that can be used",
+            "Each process needs a GPU of its own.",
+            f"Set `--nproc-per-node={len(gpus)}`.",
+        )
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpus[place]
+
+
 def launch(count: int, arguments: Sequence[str]) -> int:
     """Runs `python -m lorapod.engine` with `arguments` as `count` ranks; returns the exit code of the whole."""
     gpus = visible_gpus()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)  # the ranks are asked as well, and this one goes last
+    asked = _Asked()
     with tempfile.TemporaryDirectory(prefix="lorapod-ranks-") as folder:
         ranks = [_start(rank, count, gpus, Path(folder) / "store", arguments) for rank in range(count)]
-        return _see_to(ranks)
+        return _see_to(ranks, asked)
 
 
 def _start(
@@ -80,16 +99,35 @@ def _start(
         environment["CUDA_VISIBLE_DEVICES"] = gpus[rank]
     else:  # threads of several processes on the same cores wait for each other
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-    return subprocess.Popen([sys.executable, "-P", "-m", "lorapod.engine", *arguments], env=environment)
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "lorapod.engine", *arguments], env=environment, preexec_fn=ending_with_parent()
+    )
 
 
-def _see_to(ranks: list[subprocess.Popen[bytes]]) -> int:
-    """Waits for all, or ends them where one ended badly."""
+class _Asked:
+    """How often this process was asked to stop. The ranks are asked as well, and this one goes last."""
+
+    def __init__(self) -> None:
+        self.times = 0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.times += 1
+
+
+def _see_to(ranks: list[subprocess.Popen[bytes]], asked: _Asked) -> int:
+    """Waits for all, or ends them where one ended badly.
+
+    One that stopped as it was asked is no reason to hurry the others: rank 0 may still write the checkpoint.
+    """
     while True:
         ended = [rank.poll() for rank in ranks]
         if all(code == 0 for code in ended):
             return 0
-        if any(code for code in ended):
+        if None not in ended or any(code not in (None, 0, STOPPED) for code in ended):
+            break
+        if asked.times > 1 and STOPPED in ended:
             break
         time.sleep(_LOOK_SECONDS)
     deadline = time.monotonic() + _GRACE_SECONDS
@@ -101,7 +139,8 @@ def _see_to(ranks: list[subprocess.Popen[bytes]]) -> int:
             rank.kill()
             rank.wait()
     bad = {number: code for number, code in enumerate(codes) if code and code != LOST}
-    if STOPPED in bad.values() and all(code == STOPPED for code in bad.values()):
+    stops = {STOPPED, -signal.SIGINT, -signal.SIGTERM} if asked.times else {STOPPED}
+    if bad and set(bad.values()) <= stops:
         return STOPPED
     killed = [number for number, code in bad.items() if code < 0]
     said = [number for number, code in bad.items() if code > 0 and code != STOPPED]

@@ -127,8 +127,8 @@ class MemoryPlanner:
         assert self.measures is not None
         recipe = self.job.recipe
         tokens = max(
-            tokens_of(self.measures, bucket.width, bucket.height, bucket.frames, recipe.training.batch_size)
-            for bucket in {item.placement.bucket for item in self.items}
+            tokens_of(self.measures, bucket.width, bucket.height, bucket.frames, recipe.training.batch_size, pictures)
+            for bucket, pictures in {(item.placement.bucket, 1 + len(self.job.controls(item))) for item in self.items}
         )
         return Load(
             tokens,

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lorapod.data import DataPlan, Severity, load_items, shown, summary
+from lorapod.engine.controls import Control, Controls
 from lorapod.engine.experts import file_for, free_memory
-from lorapod.engine.families import Conditions, TellsGuidance
+from lorapod.engine.families import Conditions, TellsGuidance, TextSeesControl
 from lorapod.engine.first_frames import FirstFrame
 from lorapod.engine.job import Job, as_pixels
 from lorapod.engine.masks import SHARE, read_mask
-from lorapod.engine.output import emit
+from lorapod.engine.output import emit, emit_from_here
 from lorapod.engine.ranks import Ranks
 from lorapod.errors import TrainingError
 from lorapod.events import EventType
@@ -29,8 +30,11 @@ from lorapod.files import write_text_whole
 _SECONDS_BETWEEN_EVENTS = 0.5
 
 
-def prepare(job: Job, stopped: Callable[[], bool], ranks: Ranks | None = None) -> None:
+def prepare(job: Job, stopped: Callable[[], bool], ranks: Ranks | None = None) -> bool:
     """Fills the cache with what the run needs and does not have yet; several ranks share the work.
+
+    Returns:
+        Whether all of it is there; False where `stopped` said so to any rank.
 
     Raises:
         DatasetError: Items that cannot be used, all named.
@@ -54,17 +58,16 @@ def prepare(job: Job, stopped: Callable[[], bool], ranks: Ranks | None = None) -
     if not stopped():
         _prepare_latents(job, stopped, ranks)
         free_memory()
-    if stopped():
-        return
-    ranks.wait()
+    if ranks.any(stopped()):  # all go on or none does: one that was told late would wait for those that are gone
+        return False
     if ranks.speaks:
         _prepare_masks(job)
-    ranks.wait()
+    return not ranks.any(stopped())
 
 
 def _refuse_what_cannot_be(job: Job) -> None:
     """Raises now what would come up only after hours of caching, or of training the first of two experts."""
-    _ = job.first_frames
+    _ = job.first_frames, job.preview_controls
     for expert in job.experts:
         if job.recipe.adapter.continue_from:
             file_for(expert, job.experts, job.recipe.adapter.continue_from)
@@ -87,7 +90,7 @@ def data_sheet(job: Job) -> dict[str, Any]:
 
 
 def _prepare_text(job: Job, stopped: Callable[[], bool], ranks: Ranks) -> None:
-    captions = {job.text_key(caption): caption for caption in job.captions()}
+    captions = job.captions()
     missing = [key for key in ranks.mine(list(captions)) if not job.text_cache.has(key)]
     emit("stage", name="cache text", index=1, count=3, total=len(captions))
     if not missing:
@@ -97,15 +100,22 @@ def _prepare_text(job: Job, stopped: Callable[[], bool], ranks: Ranks) -> None:
     for key in missing:
         if stopped():
             return
-        entry = job.family.encode_text(encoder, [captions[key]])[0]
+        entry = encode(job, encoder, *captions[key])
         if _is_cut(entry, job.family.token_limit()):
-            emit(
+            emit_from_here(
                 "warning",
-                message=f"A caption is longer than {job.family.token_limit()} tokens: {captions[key][:60]}…",
+                message=f"A caption is longer than {job.family.token_limit()} tokens: {captions[key][0][:60]}…",
                 hint="The base model does not see what comes after; shorten the caption.",
             )
         job.text_cache.put(key, entry)
         progress.one_more()
+
+
+def encode(job: Job, encoder: Any, caption: str, controls: Controls) -> Conditions:
+    """What is cached of a text: with its control pictures where the encoder is shown them."""
+    if controls and isinstance(job.family, TextSeesControl):
+        return job.family.encode_seen_text(encoder, caption, [control.load() for control in controls])
+    return job.family.encode_text(encoder, [caption])[0]
 
 
 def _is_cut(entry: Conditions, limit: int) -> bool:
@@ -116,14 +126,18 @@ def _is_cut(entry: Conditions, limit: int) -> bool:
 def _prepare_latents(job: Job, stopped: Callable[[], bool], ranks: Ranks) -> None:
     items = {job.latents_key(item): item for item in job.items()}
     beginnings = {job.first_frame_key(picture): picture for picture in job.first_frames}
-    total = len(items) + len(beginnings)
+    controls = {job.control_key(c): c for each in job.items() for c in job.controls(each)}
+    controls |= {job.control_key(c): c for each in job.preview_controls.values() for c in each}
+    total = len(items) + len(beginnings) + len(controls)
     missing = [key for key in ranks.mine(list(items)) if not job.latents_cache.has(key)]
     missing_beginnings = [key for key in ranks.mine(list(beginnings)) if not job.latents_cache.has(key)]
+    missing_controls = [key for key in ranks.mine(list(controls)) if not job.latents_cache.has(key)]
     emit("stage", name="cache latents", index=2, count=3, total=total)
-    if not missing and not missing_beginnings:
+    to_do = len(missing) + len(missing_beginnings) + len(missing_controls)
+    if not to_do:
         return
     vae = job.family.load_vae(job.base, job.device, job.dtype)
-    progress = _Progress("cache latents", total, len(missing) + len(missing_beginnings), "items", ranks)
+    progress = _Progress("cache latents", total, to_do, "items", ranks)
     pixels = load_items([items[key] for key in missing])
     for key, frames in zip(missing, pixels, strict=True):
         if stopped():
@@ -134,6 +148,11 @@ def _prepare_latents(job: Job, stopped: Callable[[], bool], ranks: Ranks) -> Non
         if stopped():
             return
         _prepare_first_frame(job, vae, key, beginnings[key])
+        progress.one_more()
+    for key in missing_controls:
+        if stopped():
+            return
+        _prepare_control(job, vae, key, controls[key])
         progress.one_more()
 
 
@@ -167,6 +186,21 @@ def prepare_first_frames(job: Job) -> None:
         vae = job.family.load_vae(job.base, job.device, job.dtype)
         for key in missing:
             _prepare_first_frame(job, vae, key, beginnings[key])
+
+
+def prepare_controls(job: Job, controls: Iterable[Control]) -> None:
+    """Caches the latents of control pictures, where they are not yet."""
+    missing = {key: each for each in controls if not job.latents_cache.has(key := job.control_key(each))}
+    if missing:
+        vae = job.family.load_vae(job.base, job.device, job.dtype)
+        for key, control in missing.items():
+            _prepare_control(job, vae, key, control)
+
+
+def _prepare_control(job: Job, vae: Any, key: str, control: Control) -> None:
+    """Keeps the most likely latents: what is drawn starts from the very picture, not from one like it."""
+    encoded = job.family.encode_pixels(vae, as_pixels(control.load()[None]))[0]
+    _keep(job, key, {"mean": encoded["mean"]}, control.path)
 
 
 def _prepare_first_frame(job: Job, vae: Any, key: str, picture: FirstFrame) -> None:

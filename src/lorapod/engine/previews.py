@@ -14,7 +14,9 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, nn
 
 from lorapod.engine.clips import frames_of, strip_of, write_clip
+from lorapod.engine.controls import Control, Controls
 from lorapod.engine.families import Conditions, Family, PreviewRequest
+from lorapod.engine.families.control import with_controls
 from lorapod.engine.job import Job
 from lorapod.engine.likeness import likeness
 from lorapod.engine.output import emit
@@ -32,10 +34,21 @@ def decode_all(family: Family, vae: nn.Module, latents: list[Tensor]) -> list[ND
 
 
 class Previews:
-    """Samples the recipe's previews; the VAE is in memory only while they are decoded."""
+    """Samples the recipe's previews; the VAE is in memory only while they are decoded.
 
-    def __init__(self, job: Job, pairs: list[tuple[str, int]] | None = None) -> None:
+    Args:
+        pairs: Prompts with seeds in place of the recipe's.
+        controls: Control pictures of each prompt, in place of the recipe's.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        pairs: list[tuple[str, int]] | None = None,
+        controls: dict[str, Controls] | None = None,
+    ) -> None:
         self.job = job
+        self.controls = job.preview_controls if controls is None else controls
         self.width, self.height, self.frames = job.preview_size
         self.pairs = pairs or [(prompt, seed) for prompt in job.preview_prompts() for seed in job.recipe.previews.seeds]
 
@@ -64,7 +77,8 @@ class Previews:
         """
         settings = self.job.recipe.previews
         wanted = [prompt, settings.negative_prompt]
-        text, negative = live(wanted) if live else map(self._text, wanted)
+        controls = self.controls.get(prompt, ())
+        text, negative = live(wanted) if live else (self._text(each, controls) for each in wanted)
         return PreviewRequest(
             text=text,
             negative=negative,
@@ -74,11 +88,16 @@ class Previews:
             steps=settings.steps,
             guidance=settings.guidance,
             seed=seed,
-            item=self._item(prompt),
+            item=with_controls(self._item(prompt), [self._control(control) for control in controls]),
         )
 
-    def _text(self, prompt: str) -> Conditions:
-        return self._on_device(self.job.text_cache.get(self.job.text_key(prompt)), f"the prompt {prompt!r}")
+    def _text(self, prompt: str, controls: Controls) -> Conditions:
+        key = self.job.text_key(prompt, controls)
+        return self._on_device(self.job.text_cache.get(key), f"the prompt {prompt!r}")
+
+    def _control(self, control: Control) -> Tensor:
+        entry = self.job.latents_cache.get(self.job.control_key(control))
+        return self._on_device(entry, f"the control picture {control.path}")["mean"]
 
     def _item(self, prompt: str) -> Conditions:
         """What is cached of the first frame that the prompt's clips begin with; empty where they begin with none."""

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from lorapod.engine.batches import Batch
-from lorapod.engine.status import RANKS_STORE
+from lorapod.engine.status import RANKS_STORE, rank_and_count
 from lorapod.errors import LostRankError
 
 T = TypeVar("T")
@@ -51,10 +51,9 @@ class Ranks:
     @classmethod
     def joined(cls) -> Ranks:
         """Joins the others, if the environment says that there are any."""
-        count = int(os.environ.get("WORLD_SIZE", "1"))
+        rank, count = rank_and_count()
         if count == 1:
             return cls()
-        rank = int(os.environ["RANK"])
         store = os.environ.get(RANKS_STORE)
         distributed.init_process_group(
             "nccl" if torch.cuda.is_available() else "gloo",
@@ -82,6 +81,10 @@ class Ranks:
         """Until all are here."""
         if self.count > 1:
             self._together(torch.zeros(1), distributed.ReduceOp.SUM)
+
+    def any(self, value: bool) -> bool:
+        """Whether any of them says so; all of them learn the same, and wait for each other."""
+        return value if self.count == 1 else bool(self.summed(torch.tensor(float(value))).item())
 
     def least(self, value: float) -> float:
         """The least of what the ranks give."""

@@ -1,8 +1,9 @@
 """Samples prompts by strengths of a LoRA into one grid: `python -m lorapod.engine sample REQUEST.json`.
 
 The request holds `recipe` (path of a recipe.toml, whose base model and preview settings count), `lora`, `prompts`,
-`seeds`, `strengths`, `first_frames` (for base models that make a clip out of a picture), and `out`. A clip is drawn as a
-strip of its frames. With a base model of two experts each LoRA file that is named after one goes onto that one.
+`seeds`, `strengths`, `first_frames` (for base models that make a clip out of a picture), `controls` (for those that edit;
+both are taken in turn by the prompts), and `out`. A clip is drawn as a strip of its frames. With a base model of two
+experts each LoRA file that is named after one goes onto that one.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from lorapod.data.grid import draw_grid
 from lorapod.engine import adapter_files
 from lorapod.engine.blocks import Keeping
 from lorapod.engine.clips import strip_of
+from lorapod.engine.controls import Controls, given_controls
 from lorapod.engine.experts import free_memory, renamed_for
 from lorapod.engine.families import Expert, SamplesByExperts, TakesFirstFrame
 from lorapod.engine.job import Job
 from lorapod.engine.memory import MemoryPlanner
 from lorapod.engine.output import emit
-from lorapod.engine.prepare import prepare_first_frames
+from lorapod.engine.prepare import encode, prepare_controls, prepare_first_frames
 from lorapod.engine.previews import Previews, decode_all
 from lorapod.engine.swapping import swap
 from lorapod.engine.text_encoders import attach, changes_encoders
@@ -37,17 +39,19 @@ def sample(request_file: Path, workspace: Workspace) -> None:
     Raises:
         AdapterError: The LoRA does not fit the base model.
         BaseModelError: The base model is not there.
-        RequestError: The base model needs a first frame and none is given.
+        RequestError: The base model needs a first frame or a control picture and none is given, or takes none.
     """
     request = json.loads(request_file.read_text(encoding="utf-8"))
     job = Job(Path(request["recipe"]).parent, workspace)
     job.recipe.previews.first_frames = [Path(path) for path in request.get("first_frames", [])]
+    job.recipe.previews.control = [Path(path) for path in request.get("controls", [])]
+    controls = given_controls(job, request["prompts"])
     lora, strengths = Path(request["lora"]), [float(s) for s in request["strengths"]]
     rows = [(prompt, int(seed)) for prompt in request["prompts"] for seed in request["seeds"]]
     emit("stage", name="sample", index=1, count=1, total=len(strengths))
     files = lora_files(lora, job.family.experts)
-    _prepare(job, request["prompts"])
-    previews = Previews(job, rows)
+    _prepare(job, request["prompts"], controls)
+    previews = Previews(job, rows, controls)
     latents = _by_strength(job, previews, files, strengths)
     vae = job.family.load_vae(job.base, job.device, job.dtype)
     columns = [[strip_of(frames) for frames in decode_all(job.family, vae, column)] for column in latents]
@@ -77,13 +81,15 @@ def lora_files(lora: Path, experts: tuple[Expert, ...]) -> dict[Expert, Path]:
     return {each: file for each, file in named.items() if file.is_file()}
 
 
-def _prepare(job: Job, prompts: list[str]) -> None:
-    """Caches the texts and first frames that are not cached yet."""
-    missing = [t for t in dict.fromkeys([*prompts, job.recipe.previews.negative_prompt]) if not _has_text(job, t)]
+def _prepare(job: Job, prompts: list[str], controls: dict[str, Controls]) -> None:
+    """Caches the texts, first frames and control pictures that are not cached yet."""
+    negative = job.recipe.previews.negative_prompt
+    texts = [(text, controls.get(prompt, ())) for prompt in prompts for text in (prompt, negative)]
+    missing = {key: text for text in texts if not job.text_cache.has(key := job.text_key(*text))}
     if missing:
         encoder = job.family.load_text_encoder(job.base, job.device, job.dtype)
-        for text in missing:
-            job.text_cache.put(job.text_key(text), job.family.encode_text(encoder, [text])[0])
+        for key, text in missing.items():
+            job.text_cache.put(key, encode(job, encoder, *text))
         del encoder
         free_memory()
     needed = isinstance(job.family, TakesFirstFrame) and job.family.first_frame == "needed"
@@ -94,6 +100,7 @@ def _prepare(job: Job, prompts: list[str]) -> None:
             "Name one to begin with: lorapod sample … --first-frame PICTURE",
         )
     prepare_first_frames(job)
+    prepare_controls(job, [control for each in controls.values() for control in each])
     free_memory()
 
 
@@ -102,10 +109,6 @@ def _denoiser(job: Job, expert: Expert, keeping: Keeping) -> nn.Module:
     if keeping.swapped:
         swap(denoiser, keeping.swapped, job.device)
     return denoiser
-
-
-def _has_text(job: Job, text: str) -> bool:
-    return job.text_cache.has(job.text_key(text))
 
 
 def _by_strength(job: Job, previews: Previews, files: dict[Expert, Path], strengths: list[float]) -> list[list[Tensor]]:

@@ -292,7 +292,14 @@ class Training:
         """Of all that shapes the result: recipe, base model with what is merged into it, and the bytes, captions and crops
         of the data."""
         items = [
-            (self.job.latents_key(i), i.captions, i.repeats, i.caption_dropout, *filter(None, [self.job.mask_key(i)]))
+            (
+                self.job.latents_key(i),
+                i.captions,
+                i.repeats,
+                i.caption_dropout,
+                *filter(None, [self.job.mask_key(i)]),
+                *map(self.job.control_key, self.job.controls(i)),
+            )
             for i in self.job.data.train
         ]
         weights = [self.job.base.fingerprint(expert.component) for expert in self.job.experts]

@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from lorapod.workspace import Workspace
 
 FAMILY_OF_PIPELINE = {
     "FluxPipeline": "flux",
+    "FluxKontextPipeline": "flux",
     "QwenImagePipeline": "qwen_image",
     "StableDiffusionXLPipeline": "sdxl",
     "WanPipeline": "wan",
@@ -68,6 +70,12 @@ class BaseModel:
     folder: Path
     expert: str = ""
     single_files: Mapping[str, Path] = field(default_factory=dict, hash=False)
+
+    @cached_property
+    def pipeline(self) -> str:
+        """Class of its diffusers pipeline; empty where no `model_index.json` names one."""
+        index = self.folder / "model_index.json"
+        return str(_read_json(index).get("_class_name", "")) if index.is_file() else ""
 
     def weights(self, component: str) -> list[Path]:
         """The files that hold a component's weights; empty for one without."""

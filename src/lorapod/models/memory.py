@@ -211,10 +211,14 @@ def load_of_preset(entry: Entry, measures: Measures) -> Load:
     return Load(tokens_of(measures, side, side, frames), preset.get("adapter", {}).get("rank", 16))
 
 
-def tokens_of(measures: Measures, width: int, height: int, frames: int = 1, batch: int = 1) -> int:
-    """Tokens of a batch of items of that many pixels and frames; after the first, four frames are one."""
+def tokens_of(measures: Measures, width: int, height: int, frames: int = 1, batch: int = 1, pictures: int = 1) -> int:
+    """Tokens of a batch of items of that many pixels and frames; after the first, four frames are one.
+
+    Args:
+        pictures: That go through the blocks together: what is drawn, and its control pictures.
+    """
     image = math.ceil(width / measures.cell) * math.ceil(height / measures.cell) * ((frames - 1) // 4 + 1)
-    return (image + measures.text_tokens) * batch
+    return (image * pictures + measures.text_tokens) * batch
 
 
 def peak_of(

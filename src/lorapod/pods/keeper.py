@@ -6,7 +6,6 @@ Services die with this process even if it is killed.
 
 from __future__ import annotations
 
-import ctypes
 import http.client
 import os
 import signal
@@ -22,6 +21,7 @@ import psutil
 
 from lorapod.pods.runtime import Running
 from lorapod.pods.services import Service
+from lorapod.processes import ending_with_parent
 
 READY_SECONDS = 30.0
 END_SECONDS = 5.0
@@ -29,7 +29,6 @@ _PAUSES = (1.0, 2.0, 5.0, 15.0, 60.0)
 """Seconds before a service that ended is started again, the first time, the second, ..."""
 _STEADY_SECONDS = 120.0
 """A service that ran this long is taken to be sound: its count of ends begins anew."""
-_PR_SET_PDEATHSIG = 1
 
 Say = Callable[[str], None]
 
@@ -142,7 +141,6 @@ class Keeper:
 
     def _start(self, kept: _Kept) -> None:
         path = self._logs / f"{kept.service.name}.log"
-        parent = os.getpid()
         try:
             log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         except OSError:  # no room even for a log
@@ -150,7 +148,7 @@ class Keeper:
         try:
             kept.process = subprocess.Popen(
                 kept.service.argv, env=dict(kept.service.environment), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True, preexec_fn=lambda: _die_with_parent(parent),
+                start_new_session=True, preexec_fn=ending_with_parent(signal.SIGTERM),
             )  # fmt: skip
             kept.began, kept.proved = time.monotonic(), False
         except OSError as error:
@@ -200,14 +198,6 @@ class Keeper:
                 if kept.process is not None and (s := kept.service)
             ]
         )
-
-
-def _die_with_parent(parent: int) -> None:
-    """Asks Linux to end this process when its parent dies (prctl(2), PR_SET_PDEATHSIG)."""
-    with suppress(AttributeError):  # not Linux
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def _created(pid: int) -> float:

@@ -189,12 +189,13 @@ def _make_paths_absolute(raw: dict[str, Any], folder: Path, check: bool, workspa
     for index, each in enumerate(merged if isinstance(merged, list) else []):
         resolve(each, "path", ("adapter", "merged", index, "path"), wants_folder=False)
     previews = raw.get("previews")
-    pictures = previews.get("first_frames") if isinstance(previews, dict) else None
-    if isinstance(pictures, list):
-        listed = dict(enumerate(pictures))
-        for index in range(len(pictures)):
-            resolve(listed, index, ("previews", "first_frames", index), wants_folder=False)
-            pictures[index] = listed[index]
+    for key in ("first_frames", "control"):
+        pictures = previews.get(key) if isinstance(previews, dict) else None
+        if isinstance(pictures, list):
+            listed = dict(enumerate(pictures))
+            for index in range(len(pictures)):
+                resolve(listed, index, ("previews", key, index), wants_folder=False)
+                pictures[index] = listed[index]
     datasets = raw.get("datasets")
     for index, dataset in enumerate(datasets if isinstance(datasets, list) else []):
         for key in ("path", "masks", "control"):

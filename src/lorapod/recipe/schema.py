@@ -482,6 +482,12 @@ class PreviewSection(Section):
         description="Pictures that previews begin with, taken in turn by the prompts, for base models that make a clip out "
         "of a picture. Empty: the first frames of clips that are trained on. A relative path starts at the recipe's folder.",
     )
+    control: list[Path] = Field(
+        [],
+        description="Control pictures that previews start from, taken in turn by the prompts, for base models that edit. "
+        "Empty: those of the items that are trained on, of the item with that caption or in turn. They are cut to the "
+        "previews' size. A relative path starts at the recipe's folder.",
+    )
     steps: int = Field(20, ge=1, le=200, description="Sampling steps.")
     guidance: float = Field(4.0, ge=0, le=50, description="Classifier-free guidance; 0 is off.")
     at_start: bool = Field(True, description="Sample the base model before the first step, for comparison.")

@@ -25,11 +25,13 @@ def sample_grid(
     seeds: list[int] | None = None,
     out: Path | None = None,
     first_frames: list[Path] | None = None,
+    controls: list[Path] | None = None,
 ) -> Path:
     """Draws a grid of `prompts` by `strengths`; prompts and seeds default to those of the LoRA's recipe.
 
     Args:
         first_frames: Pictures that clips begin with, taken in turn by the prompts, where the base model takes them.
+        controls: Pictures that are edited, likewise.
 
     Raises:
         RunError: Neither a file nor a run, or the run has no LoRA yet.
@@ -50,6 +52,7 @@ def sample_grid(
             "seeds": seeds or recipe.previews.seeds,
             "strengths": strengths,
             "first_frames": [str(path.expanduser().resolve()) for path in first_frames or []],
+            "controls": [str(path.expanduser().resolve()) for path in controls or []],
             "out": str(target),
         }
         request_file = Path(folder) / "request.json"

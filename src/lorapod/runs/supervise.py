@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import fcntl
-import functools
 import json
 import os
 import select
@@ -32,6 +30,7 @@ import psutil
 from lorapod.errors import DiskError, LorapodError, RequestError, RunError
 from lorapod.events import PREFIX, EndStatus, Event, event
 from lorapod.files import disk_error, write_text_whole
+from lorapod.processes import ending_with_parent
 from lorapod.runs.folder import RunFolder
 from lorapod.runs.journal import Journal, write_all
 from lorapod.runs.store import record
@@ -43,7 +42,6 @@ from lorapod.workspace import Workspace
 STOPPED_EXIT = 130
 PATIENCE_SECONDS = 600.0
 FORCE_SECONDS = 10.0
-_PR_SET_PDEATHSIG = 1
 _HINT_LINES = 6
 _HINT_LENGTH = 2000
 _TICK_SECONDS = 0.2
@@ -150,7 +148,7 @@ class Supervisor:
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
-                    preexec_fn=functools.partial(_die_with_parent, os.getpid()) if sys.platform == "linux" else None,
+                    preexec_fn=ending_with_parent(),
                 )
             except OSError as error:
                 self._note(event("error", message=f"The stage {stage.name} could not be started", hint=str(error)))
@@ -345,13 +343,6 @@ class Supervisor:
             write_all(log, text.encode() + b"\n")
         except OSError as error:
             raise disk_error(error, self.run_folder.log) from error
-
-
-def _die_with_parent(parent: int) -> None:
-    """Asks Linux to kill this process when its parent dies (prctl(2), PR_SET_PDEATHSIG)."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before this was asked
-        os._exit(1)
 
 
 def _what_happened(stage: Stage, code: int) -> str:

@@ -22,7 +22,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lorapod.data import Placement
@@ -50,7 +52,8 @@ class PreviewRequest:
     """One preview to sample.
 
     Attributes:
-        item: What `encode_pixels` says of the clip whose first frame is given; empty where none is.
+        item: What `encode_pixels` says of the clip whose first frame is given, and the latents of control pictures; empty
+            where none is given.
     """
 
     text: Conditions
@@ -169,6 +172,28 @@ class TakesFirstFrame(Protocol):
 
     def conditions_made_by(self, base: BaseModel) -> str:
         """What cached latents depend on beside the VAE; empty where that is all."""
+
+
+@runtime_checkable
+class TakesControl(Protocol):
+    """A family with base models that are given control pictures: what an edit starts from.
+
+    They come encoded like the pictures themselves, in `items`, under the names of `lorapod.engine.families.control`.
+    """
+
+    control: Literal["needed", "taken"]
+    """Whether there must be control pictures, or may be none: the base model then draws from text alone."""
+
+    most_controls: int
+    """Control pictures that an item may have."""
+
+
+@runtime_checkable
+class TextSeesControl(Protocol):
+    """A family whose text encoder is shown the control pictures beside the caption."""
+
+    def encode_seen_text(self, encoder: Any, caption: str, pictures: list[NDArray[np.uint8]]) -> Conditions:
+        """As `Family.encode_text`, of one caption with its control pictures (h, w, 3)."""
 
 
 @runtime_checkable

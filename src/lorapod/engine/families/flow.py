@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lorapod.engine.families.base import Conditions, PreviewRequest
+from lorapod.engine.families.control import alike, controls_of
 from lorapod.engine.families.shared import Answers
 from lorapod.engine.losses import Answer, weight_of
 from lorapod.models import BaseModel
@@ -22,6 +23,9 @@ from lorapod.models.noise_shift import resolution_shift
 
 SIDE = 2
 """Latents a side of a token."""
+
+TRAINING_GUIDANCE = 1.0
+"""For models that are told their guidance."""
 
 FACTOR = 8
 """Pixels a side of a latent."""
@@ -45,6 +49,11 @@ def packed(latents: Tensor) -> Tensor:
     return blocks.permute(0, 2, 4, 1, 3, 5).reshape(b, (h // SIDE) * (w // SIDE), c * SIDE * SIDE)
 
 
+def tokens_of(height: int, width: int) -> int:
+    """Tokens of a picture of that many latents."""
+    return (height // SIDE) * (width // SIDE)
+
+
 def unpacked(tokens: Tensor, height: int, width: int) -> Tensor:
     """The inverse of `packed`: tokens (b, n, c * 4) to latents (b, c, 1, height, width)."""
     b, _, channels = tokens.shape
@@ -59,7 +68,14 @@ class LearnsVelocity(Answers):
     frame_step = 1
     fps = None
 
-    def velocity(self, denoiser: nn.Module, noisy: Tensor, noise_level: Tensor, texts: list[Conditions]) -> Tensor:
+    def velocity(
+        self,
+        denoiser: nn.Module,
+        noisy: Tensor,
+        noise_level: Tensor,
+        items: list[Conditions],
+        texts: list[Conditions],
+    ) -> Tensor:
         """Predicted noise - x_0 of `noisy` (b, c, 1, h, w) at `noise_level` (b,), likewise, float32."""
         raise NotImplementedError
 
@@ -72,7 +88,7 @@ class LearnsVelocity(Answers):
         items: list[Conditions],
         texts: list[Conditions],
     ) -> Answer:
-        predicted = self.velocity(denoiser, noised(latents, noise, noise_level), noise_level, texts)
+        predicted = self.velocity(denoiser, noised(latents, noise, noise_level), noise_level, items, texts)
         return Answer(predicted, noise - latents, weight_of(items, latents))
 
     def noise_to_signal(self, noise_level: Tensor) -> Tensor:
@@ -90,9 +106,51 @@ class SeesTokens(LearnsVelocity):
 
     pixel_divisor = FACTOR * SIDE
 
+    def velocity(
+        self,
+        denoiser: nn.Module,
+        noisy: Tensor,
+        noise_level: Tensor,
+        items: list[Conditions],
+        texts: list[Conditions],
+        guidance: float = TRAINING_GUIDANCE,
+    ) -> Tensor:
+        """Predicted noise - x_0 of `noisy` (b, c, 1, h, w) at `noise_level` (b,), likewise, float32.
+
+        Items whose control pictures differ in number or size go through the denoiser apart.
+        """
+        velocity = torch.empty(noisy.shape, device=noisy.device)
+        groups = alike(items)
+        for places in groups:
+            chosen = [items[i] for i in places]
+            said = self.velocity_beside(
+                denoiser,
+                noisy[places],
+                noise_level[places],
+                [torch.stack(row).to(noisy) for row in zip(*map(controls_of, chosen), strict=True)],
+                [texts[i] for i in places],
+                guidance,
+            )
+            if len(groups) == 1:
+                return said
+            velocity[places] = said
+        return velocity
+
+    def velocity_beside(
+        self,
+        denoiser: nn.Module,
+        noisy: Tensor,
+        noise_level: Tensor,
+        controls: list[Tensor],
+        texts: list[Conditions],
+        guidance: float,
+    ) -> Tensor:
+        """As `velocity`, of items with control pictures (b, c, 1, h, w) of the same sizes each."""
+        raise NotImplementedError
+
     def resolution_shift(self, latents_shape: tuple[int, ...]) -> float:
         """The shift k of a picture with latents (..., h, w)."""
-        return resolution_shift(self.name, (latents_shape[-2] // SIDE) * (latents_shape[-1] // SIDE))
+        return resolution_shift(self.name, tokens_of(latents_shape[-2], latents_shape[-1]))
 
     def drawn_velocity(
         self, denoiser: nn.Module, noisy: Tensor, noise_level: Tensor, request: PreviewRequest

@@ -4,7 +4,9 @@ Conventions (diffusers `FluxPipeline`, `FluxTransformer2DModel`): the denoiser t
 of latents in 2 x 2 tokens; T5 sees the caption padded to 512 tokens, which are all attended to, CLIP-L gives one pooled
 vector; dev was distilled to take its guidance as a number. It is trained with guidance 1, as diffusion-pipe and sd-scripts
 do, which keeps the distillation; previews take the recipe's guidance. A model without that input (schnell, de-distilled
-ones) is previewed with classifier-free guidance in its place. Not covered: Kontext, Fill, ControlNet.
+ones) is previewed with classifier-free guidance in its place. Kontext has the same denoiser; the tokens of its control
+picture follow those of what is drawn, and what it says of them is dropped (`FluxKontextPipeline`). Not covered: Fill,
+ControlNet.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 from lorapod.engine.families import flux_names, ldm_names
 from lorapod.engine.families.autoencoder import WithAutoencoder
 from lorapod.engine.families.base import Conditions, Expert, PreviewRequest
-from lorapod.engine.families.flow import SIDE, SeesTokens, packed, unpacked
+from lorapod.engine.families.flow import SIDE, SeesTokens, packed, tokens_of, unpacked
 from lorapod.engine.families.shared import OfDiffusers
 from lorapod.engine.weights import Naming, load_transformers
 from lorapod.models import BaseModel
@@ -30,8 +32,6 @@ MAX_TOKENS = 512
 """Default `max_sequence_length` of `FluxPipeline`, for T5."""
 
 MAX_CLIP_TOKENS = 77
-
-TRAINING_GUIDANCE = 1.0
 
 _DOUBLE = r"transformer_blocks\.\d+"
 _SINGLE = r"single_transformer_blocks\.\d+"
@@ -67,6 +67,10 @@ class Flux(OfDiffusers, WithAutoencoder, SeesTokens):
     target_layers = _TARGETS
     experts = (Expert(),)
     formats = (LoraFormat.COMFYUI, LoraFormat.DIFFUSERS)  # kohya's files name the fused layers of the original
+
+    def of(self, base: BaseModel) -> Flux:
+        """FLUX.1, or Kontext where the base model's pipeline says so."""
+        return FluxKontext() if base.pipeline == "FluxKontextPipeline" else self
 
     def load_text_encoder(self, base: BaseModel, device: torch.device, dtype: torch.dtype) -> TextEncoders:
         from transformers import AutoTokenizer, CLIPTextModel, CLIPTokenizer, T5EncoderModel
@@ -104,39 +108,40 @@ class Flux(OfDiffusers, WithAutoencoder, SeesTokens):
         config = json.loads((base.folder / self.experts[0].component / "config.json").read_text(encoding="utf-8"))
         return bool(config.get("guidance_embeds"))
 
-    def velocity(
+    def velocity_beside(
         self,
         denoiser: nn.Module,
         noisy: Tensor,
         noise_level: Tensor,
+        controls: list[Tensor],
         texts: list[Conditions],
-        guidance: float = TRAINING_GUIDANCE,
+        guidance: float,
     ) -> Tensor:
-        """Predicted noise - x0 of `noisy` (b, c, 1, h, w) at `noise_level` (b,), likewise, float32."""
         dtype, device = next(denoiser.parameters()).dtype, noisy.device
         height, width = noisy.shape[-2:]
+        pictures = [noisy, *controls]
         captions = torch.stack([text["tokens"] for text in texts]).to(device, dtype)
         given = torch.full_like(noise_level, guidance) if denoiser.config.guidance_embeds else None
         predicted = denoiser(
-            hidden_states=packed(noisy).to(dtype),
+            hidden_states=torch.cat([packed(each) for each in pictures], dim=1).to(dtype),
             timestep=noise_level,
             guidance=given,
             pooled_projections=torch.stack([text["pooled"] for text in texts]).to(device, dtype),
             encoder_hidden_states=captions,
             txt_ids=torch.zeros(captions.shape[1], 3, device=device, dtype=dtype),
-            img_ids=_positions(height // SIDE, width // SIDE).to(device, dtype),
+            img_ids=torch.cat([_positions(i, each) for i, each in enumerate(pictures)]).to(device, dtype),
             return_dict=False,
         )[0]
-        return unpacked(predicted.float(), height, width)
+        return unpacked(predicted[:, : tokens_of(height, width)].float(), height, width)
 
     def drawn_velocity(
         self, denoiser: nn.Module, noisy: Tensor, noise_level: Tensor, request: PreviewRequest
     ) -> Tensor:
         """As `FluxPipeline` has it."""
-        towards = self.velocity(denoiser, noisy, noise_level, [request.text], request.guidance)
+        towards = self.velocity(denoiser, noisy, noise_level, [request.item], [request.text], request.guidance)
         if denoiser.config.guidance_embeds or request.guidance <= 1 or request.negative is None:
             return towards
-        away = self.velocity(denoiser, noisy, noise_level, [request.negative], request.guidance)
+        away = self.velocity(denoiser, noisy, noise_level, [request.item], [request.negative], request.guidance)
         return away + request.guidance * (towards - away)
 
     def export_key(self, module: str, format: LoraFormat) -> str:
@@ -144,9 +149,18 @@ class Flux(OfDiffusers, WithAutoencoder, SeesTokens):
         return f"transformer.{module}"
 
 
-def _positions(rows: int, columns: int) -> Tensor:
-    """Where each token is, (rows * columns, 3): zero, row, column."""
+class FluxKontext(Flux):
+    """FLUX.1 Kontext, which is given the picture that it edits; without one it draws from text alone."""
+
+    control: Literal["needed", "taken"] = "taken"
+    most_controls = 1
+
+
+def _positions(number: int, latents: Tensor) -> Tensor:
+    """Where each token of latents (..., h, w) is, (n, 3): 0 of what is drawn and 1 of its control picture, row, column."""
+    rows, columns = latents.shape[-2] // SIDE, latents.shape[-1] // SIDE
     places = torch.zeros(rows, columns, 3)
+    places[..., 0] = number
     places[..., 1] = torch.arange(rows)[:, None]
     places[..., 2] = torch.arange(columns)[None, :]
     return places.reshape(rows * columns, 3)

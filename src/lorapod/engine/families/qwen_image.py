@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from lorapod.engine.families import wan_names
 from lorapod.engine.families.autoencoder import entries
 from lorapod.engine.families.base import Conditions, Expert, PreviewRequest
-from lorapod.engine.families.flow import SIDE, SeesTokens, packed, unpacked
+from lorapod.engine.families.flow import SIDE, SeesTokens, packed, tokens_of, unpacked
 from lorapod.engine.families.shared import OfDiffusers
 from lorapod.engine.weights import Naming, Rows, load_diffusers, load_transformers
 from lorapod.lora_names import kohya
@@ -114,33 +114,41 @@ class QwenImage(OfDiffusers, SeesTokens):
         raw = latents.to(vae.device).float() * std + mean
         return vae.decode(raw.to(vae.dtype)).sample.float()
 
-    def velocity(self, denoiser: nn.Module, noisy: Tensor, noise_level: Tensor, texts: list[Conditions]) -> Tensor:
-        """Predicted noise - x0 of `noisy` (b, c, 1, h, w) at `noise_level` (b,), likewise, float32."""
+    def velocity_beside(
+        self,
+        denoiser: nn.Module,
+        noisy: Tensor,
+        noise_level: Tensor,
+        controls: list[Tensor],
+        texts: list[Conditions],
+        guidance: float,
+    ) -> Tensor:
         dtype, device = next(denoiser.parameters()).dtype, noisy.device
         height, width = noisy.shape[-2:]
+        pictures = [noisy, *controls]
         captions = [text["tokens"].to(device, dtype) for text in texts]
         lengths = [len(caption) for caption in captions]
         mask = None
         if len(set(lengths)) > 1:
             mask = (torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]).long().to(device)  # (b, l)
         predicted = denoiser(
-            hidden_states=packed(noisy).to(dtype),
+            hidden_states=torch.cat([packed(each) for each in pictures], dim=1).to(dtype),
             timestep=noise_level,
             encoder_hidden_states=pad_sequence(captions, batch_first=True),
             encoder_hidden_states_mask=mask,
-            img_shapes=[[(1, height // SIDE, width // SIDE)]] * len(texts),
+            img_shapes=[[(1, each.shape[-2] // SIDE, each.shape[-1] // SIDE) for each in pictures]] * len(texts),
             return_dict=False,
         )[0]
-        return unpacked(predicted.float(), height, width)
+        return unpacked(predicted[:, : tokens_of(height, width)].float(), height, width)
 
     def drawn_velocity(
         self, denoiser: nn.Module, noisy: Tensor, noise_level: Tensor, request: PreviewRequest
     ) -> Tensor:
         """As `QwenImagePipeline` has it: each token's guidance gets the length of the prompt's prediction."""
-        towards = self.velocity(denoiser, noisy, noise_level, [request.text])
+        towards = self.velocity(denoiser, noisy, noise_level, [request.item], [request.text])
         if request.guidance <= 1 or request.negative is None:
             return towards
-        away = self.velocity(denoiser, noisy, noise_level, [request.negative])
+        away = self.velocity(denoiser, noisy, noise_level, [request.item], [request.negative])
         guided = packed(away + request.guidance * (towards - away))
         length = packed(towards).norm(dim=-1, keepdim=True)
         return unpacked(guided * (length / guided.norm(dim=-1, keepdim=True)), *noisy.shape[-2:])

@@ -83,7 +83,14 @@ class ZImage(OfDiffusers, WithAutoencoder, LearnsVelocity):
     def denoiser_naming(self, config: Mapping[str, Any]) -> Naming:
         return z_image_names.TRANSFORMER
 
-    def velocity(self, denoiser: nn.Module, noisy: Tensor, noise_level: Tensor, texts: list[Conditions]) -> Tensor:
+    def velocity(
+        self,
+        denoiser: nn.Module,
+        noisy: Tensor,
+        noise_level: Tensor,
+        items: list[Conditions],
+        texts: list[Conditions],
+    ) -> Tensor:
         """Predicted noise - x0, (b, c, 1, h, w), float32."""
         dtype = next(denoiser.parameters()).dtype  # `denoiser.dtype` of diffusers looks at every parameter
         tokens = [text["tokens"].to(noisy.device, dtype) for text in texts]
@@ -114,7 +121,7 @@ class ZImage(OfDiffusers, WithAutoencoder, LearnsVelocity):
         for timestep in scheduler.timesteps:
             level = (timestep / 1000).to(torch.float32).expand(len(texts))
             noisy = latents[:, :, None].expand(len(texts), -1, -1, -1, -1)
-            predicted = self.velocity(denoiser, noisy, level, texts)[:, :, 0]
+            predicted = self.velocity(denoiser, noisy, level, [{}] * len(texts), texts)[:, :, 0]
             velocity = predicted[:1]
             if guided:
                 velocity = predicted[:1] + request.guidance * (predicted[:1] - predicted[1:])
