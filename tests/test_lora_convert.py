@@ -15,7 +15,10 @@ from typer.testing import CliRunner
 
 from lorapod import lora_convert
 from lorapod.cli.main import app
+from lorapod.engine.adapter_files import read_adapter
+from lorapod.engine.families.sdxl import SDXL
 from lorapod.errors import AdapterError
+from lorapod.lora_file import inspect
 from lorapod.recipe.schema import LoraFormat
 
 sys.path.insert(0, str(Path(__file__).parent / "engine"))
@@ -203,6 +206,25 @@ def test_sdxl_under_the_names_of_the_original_checkpoint_comes_under_diffusers(t
         tmp_path / "back.safetensors"
     )
     assert same_effect(tmp_path / "sgm.safetensors", tmp_path / "back.safetensors")
+
+
+@pytest.mark.parametrize("name", [
+    "lora_te1_encoder_layers_0_mlp_fc1", "lora_te1_text_model_encoder_layers_0_mlp_fc1",
+    "text_encoder.encoder.layers.0.mlp.fc1", "text_encoder.text_model.encoder.layers.0.mlp.fc1",
+])  # fmt: skip
+def test_a_text_encoders_layers_have_one_name_whatever_version_of_transformers_wrote_them(
+    tmp_path: Path, name: str
+) -> None:
+    made = halves("lora_unet_down_blocks_1_attentions_0_proj_in", 64, 64) | halves(name, 37, 32)
+    save_file(made, tmp_path / "theirs.safetensors")
+    lora_convert.convert(tmp_path / "theirs.safetensors", tmp_path / "out.safetensors", LoraFormat.COMFYUI)
+    assert "lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_up.weight" in load_file(tmp_path / "out.safetensors")
+    file = read_adapter(tmp_path / "theirs.safetensors", SDXL())
+    assert set(file.layers) == {
+        "down_blocks.1.attentions.0.proj_in",
+        "text_encoder.text_model.encoder.layers.0.mlp.fc1",
+    }
+    assert list(inspect(tmp_path / "theirs.safetensors").block_norms) == ["down_blocks.1", "text_encoder.layers.0"]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

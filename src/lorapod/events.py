@@ -22,11 +22,11 @@ Event = dict[str, Any]
 
     stage       name, index, count, total?        one of the run's phases begins
     step        step, total, epoch, loss, lr, seconds, memory_gb?
-    eval        step, loss, dataset, regularisation?   loss on held-out items at fixed noise
+    eval        step, loss, dataset, regularisation?, when?   loss on held-out items at fixed noise; `before` or `after`
     preview     step, path, prompt, seed, likeness?, clip?   paths relative to the run folder; of a clip (MP4), `path` is
                                                   a strip of its frames
     checkpoint  step, path                        likewise
-    lora        step, path, format, base_model    likewise
+    lora        step, path, format, base_model, expert?   likewise; `high` or `low` where the base model has two
     progress    stage, done, total, unit
     warning     message, hint
     error       message, hint

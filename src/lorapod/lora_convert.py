@@ -252,12 +252,16 @@ def _place_of(name: str) -> tuple[str, str]:
     """Component, and module with dots, of a name in any layout."""
     for prefix, component in _KOHYA_PREFIXES.items():
         if name.startswith(prefix):
-            return component, kohya.from_original_unet(kohya.dotted(name.removeprefix(prefix)))
+            return component, _module_in(component, kohya.dotted(name.removeprefix(prefix)))
     component = "denoiser"
     for prefix, of in _PREFIXES.items():  # `base_model.model.` may stand before another
         if name.startswith(prefix):
             component, name = of, name.removeprefix(prefix)
-    return component, kohya.from_original_unet(name)
+    return component, _module_in(component, name)
+
+
+def _module_in(component: str, name: str) -> str:
+    return kohya.from_original_unet(name) if component == "denoiser" else kohya.in_text_model(name)
 
 
 def _in_parts(whole: Layer, family: str) -> Iterator[Layer]:

@@ -508,7 +508,8 @@ def diffusers_alpha(metadata: Mapping[str, str]) -> float | None:
 
 def _plain(name: str) -> str:
     """A layer's name without the prefix of its layout; of a text encoder in diffusers' names, whatever the layout."""
-    return kohya.module_of(name) if name.startswith(tuple(kohya.ENCODERS)) else _PREFIX.sub("", name)
+    is_encoders = name.startswith((*kohya.ENCODERS, *(f"{encoder}." for encoder in kohya.ENCODERS.values())))
+    return kohya.module_of(name) if is_encoders else _PREFIX.sub("", name)
 
 
 def _is_last_of_clip(name: str, modules: Sequence[LoraModule]) -> bool:

@@ -12,12 +12,15 @@ import pytest
 import torch
 from diffusers.utils.state_dict_utils import convert_state_dict_to_kohya
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from lorapod import lora_convert, lora_file, lora_math
 from lorapod import recipe as recipes
 from lorapod.engine import adapters
+from lorapod.engine.adapter_files import add_lora_file
 from lorapod.engine.evaluate import answer_to
+from lorapod.engine.export import write_lora
+from lorapod.engine.families import family_of
 from lorapod.engine.families.sdxl import SDXL, TextEncoders
 from lorapod.engine.job import Job
 from lorapod.engine.prepare import prepare
@@ -26,6 +29,8 @@ from lorapod.engine.step import preserved_target
 from lorapod.engine.text_encoders import live_text
 from lorapod.engine.train import Training
 from lorapod.errors import AdapterError, LorapodError
+from lorapod.models import BaseModel
+from lorapod.recipe import Recipe
 from lorapod.recipe.schema import DatasetSection, LoraFormat, Regularisation
 from lorapod.workspace import Workspace
 
@@ -277,6 +282,36 @@ def test_dropout_variants_masks_preservation_and_averages_go_on_to_the_same_byte
     target = preserved_target(training.job, training.denoiser, step, torch.zeros_like(plain))
     place = step.preserved[0]
     torch.testing.assert_close(target[place], plain[place])  # by the encoders without their adapters too
+
+
+@pytest.mark.parametrize(
+    "name", ["lora_te1_text_model_encoder_layers_0_mlp_fc1", "text_encoder.encoder.layers.0.mlp.fc1"]
+)
+def test_a_file_for_encoders_that_stay_as_they_are_says_how_to_leave_them_out(
+    tiny_z_image: Path, tmp_path: Path, name: str
+) -> None:
+    halves = ("lora_down", "lora_up") if name.startswith("lora_") else ("lora_A", "lora_B")
+    file = tmp_path / "theirs.safetensors"
+    save_file({f"{name}.{half}.weight": torch.zeros(4, 4) for half in halves}, file)
+    base = BaseModel("tiny", "z_image", tiny_z_image)
+    family = family_of(base)
+    denoiser = family.load_denoiser(base, family.experts[0], torch.device("cpu"), torch.float32)
+    with pytest.raises(AdapterError, match="changes the text encoder too") as refused:
+        add_lora_file(denoiser, family, file)
+    assert "--without-text-encoders" in refused.value.remedy
+
+
+@pytest.mark.parametrize(("prediction", "said"), [("epsilon", "epsilon"), ("v_prediction", "v")])
+def test_the_file_says_what_its_base_model_predicts(tmp_path: Path, prediction: str, said: str) -> None:
+    folder = picture_models.build_sdxl(tmp_path / "model", prediction_type=prediction)
+    base = BaseModel("tiny", "sdxl", folder)
+    family, recipe = family_of(base), Recipe(name="m", base_model={"name": "sdxl"}, datasets=[{"path": "d"}])
+    denoiser = family.load_denoiser(base, family.experts[0], torch.device("cpu"), torch.float32)
+    adapters.add_adapter(denoiser, family, recipe.adapter, recipe.alpha, 1)
+    (path, _), *_ = write_lora(
+        tmp_path, denoiser, family, base, family.experts[0], recipe, step=1, final=True, items=1
+    )  # fmt: skip
+    assert lora_file.inspect(path).metadata["modelspec.prediction_type"] == said
 
 
 def test_a_base_model_with_large_encoders_refuses(bench: Bench, tiny_z_image: Path) -> None:

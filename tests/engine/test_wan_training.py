@@ -300,6 +300,11 @@ def test_an_expert_that_a_base_model_lacks_is_refused(bench: Bench) -> None:
     assert "low-noise" in bench.refusal(run).what
 
 
+def test_an_expert_without_noise_levels_is_refused_before_either_trains(bench: Bench) -> None:
+    run = bench.run("t2v-a14b", "run", bench.pictures(), changes=("training.lowest_noise=0.95",))
+    assert "low-noise" in bench.refusal(run).what
+
+
 @pytest.mark.parametrize("kind", ["i2v", "i2v-a14b"])
 def test_clips_out_of_pictures_train_and_preview_from_given_first_frames(bench: Bench, kind: str) -> None:
     picture = bench.folder / "begin.png"

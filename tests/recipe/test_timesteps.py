@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from lorapod.cli.main import app
+from lorapod.cli.recipe_timesteps import draw
+from lorapod.errors import RecipeError
 from lorapod.recipe.schema import TimestepSampling
 from lorapod.recipe.timesteps import NoiseLevels
 
@@ -57,14 +59,35 @@ def test_mode_is_the_formula_that_training_scripts_have() -> None:
     assert [levels.level((i + 0.5) / 200) for i in range(200)] == pytest.approx(theirs, abs=1e-9)
 
 
-def shown(tmp_path: Path, model: str, resolutions: str, *words: str) -> str:
+@pytest.mark.parametrize(
+    "levels",
+    [
+        NoiseLevels(TimestepSampling.LOGIT_NORMAL, lowest=0.9).within(0, 0.875),
+        NoiseLevels(TimestepSampling.LOGIT_NORMAL, mean=-10, std=0.1, lowest=0.9),
+    ],
+)
+def test_a_range_without_draws_is_refused(levels: NoiseLevels) -> None:
+    with pytest.raises(RecipeError, match="the low-noise expert"):
+        levels.refuse_empty("the low-noise expert")
+
+
+@pytest.mark.parametrize("levels", CASES)
+def test_a_range_with_draws_is_not(levels: NoiseLevels) -> None:
+    levels.refuse_empty("it")
+
+
+def asked(tmp_path: Path, model: str, resolutions: str, *words: str) -> Result:
     (tmp_path / "pictures").mkdir(exist_ok=True)
     file = tmp_path / "recipe.toml"
     file.write_text(
         f'name = "zorb"\n[base_model]\nname = "{model}"\n[[datasets]]\npath = "pictures"\nresolutions = {resolutions}\n',
         encoding="utf-8",
     )
-    result = CliRunner().invoke(app, ["--workspace", str(tmp_path / "w"), "recipe", "timesteps", str(file), *words])
+    return CliRunner().invoke(app, ["--workspace", str(tmp_path / "w"), "recipe", "timesteps", str(file), *words])
+
+
+def shown(tmp_path: Path, model: str, resolutions: str, *words: str) -> str:
+    result = asked(tmp_path, model, resolutions, *words)
     assert result.exit_code == 0, result.output
     return result.output
 
@@ -77,6 +100,11 @@ def test_each_size_is_shown_where_the_shift_depends_on_it(tmp_path: Path) -> Non
     assert shown(tmp_path, "z-image", "[512, 1024]").startswith(
         "All sizes: logit-normal, mean 0, deviation 1, shift 2\n"
     )
+
+
+def test_names_of_many_sizes_stand_clear_of_the_curves() -> None:
+    two, five = (draw({str(n): NoiseLevels(TimestepSampling.UNIFORM, shift=n) for n in range(1, k)}) for k in (3, 6))
+    assert five.height - two.height == 3 * 18  # a line a name, and the curves keep their height
 
 
 def test_experts_have_their_ranges_and_a_recipe_cuts_its_own(tmp_path: Path) -> None:
@@ -92,3 +120,11 @@ def test_experts_have_their_ranges_and_a_recipe_cuts_its_own(tmp_path: Path) -> 
         "training.timestep_sampling=uniform",
     )
     assert "uniform, shift 2, from 0 to 0.5" in cut and "0.50 to 0.55" not in cut
+
+
+def test_only_the_expert_that_is_trained_is_shown_and_one_without_levels_is_refused(tmp_path: Path) -> None:
+    high = ("--set", "training.lowest_noise=0.9", "--set", "base_model.expert=high")
+    output = shown(tmp_path, "wan2.2-t2v-a14b", "[480]", *high)
+    assert "high:" in output and "from 0.9 to 1" in output and "low:" not in output
+    both = asked(tmp_path, "wan2.2-t2v-a14b", "[480]", *high[:2])
+    assert isinstance(both.exception, RecipeError) and "the low-noise expert" in both.exception.what

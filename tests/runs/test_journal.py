@@ -139,6 +139,17 @@ def test_previews_and_losses_seen_again_after_a_resume_count_once(make_run: Call
     assert state_of(resumed).smooth_loss == pytest.approx(state_of(straight).smooth_loss)
 
 
+def test_the_newest_lora_is_that_of_each_expert_in_the_first_layout(make_run: Callable[[], RunFolder]) -> None:
+    run = make_run()
+    journal = Journal(run)
+    for step, name in ((2, "high-step2"), (4, "high"), (4, "high-kohya"), (8, "low"), (8, "low-kohya")):
+        expert = name.partition("-")[0]
+        journal.add(event("lora", step=step, path=f"{name}.safetensors", format="?", expert=expert))
+    state = state_of(run)
+    assert state.newest_loras == {"high": (4, "high.safetensors"), "low": (8, "low.safetensors")}
+    assert len(state.loras) == 5
+
+
 def test_an_event_that_lacks_fields_hides_no_other(make_run: Callable[[], RunFolder]) -> None:
     run = make_run()
     run.events.write_text('{"type":"step"}\n{"t":1,"type":"eval","step":1}\n{"t":"x","type":"info"}\n')

@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from lorapod import recipe as recipes
-from lorapod.cli.progress import watch
+from lorapod.cli.progress import finish, watch
 from lorapod.events import event
 from lorapod.runs import RunFolder, state_of, supervisor_of
 from lorapod.runs.folder import create_run
@@ -86,3 +86,28 @@ def test_what_happened_before_a_resume_is_not_told_again(run: RunFolder, workspa
     assert watch(run, Console(file=shown)) == "done"
     process.wait(10)
     assert "5/5" in shown.getvalue() and "an old tale" not in shown.getvalue()
+
+
+def test_both_experts_are_told_of_with_their_losses_and_their_files(run: RunFolder) -> None:
+    journal, shown = Journal(run), io.StringIO()
+    journal.add(event("stage", name="train", index=1, count=1, total=8))
+    for first, expert in ((0, "high"), (4, "low")):
+        for step, when in ((first, "before"), (first + 2, None), (first + 4, "after")):
+            journal.add(event("step", step=max(step, 1), total=8, loss=1.0, seconds=0.1))
+            about = {"when": when} if when else {}
+            journal.add(event("eval", step=step, loss=1 + step / 10, dataset=f"cats-{expert}", **about))
+        journal.add(event("lora", step=first + 4, path=f"lora/m-{expert}.safetensors", format="comfyui", expert=expert))
+        journal.add(
+            event("lora", step=first + 4, path=f"lora/m-{expert}-kohya.safetensors", format="kohya", expert=expert)
+        )
+    journal.add(event("end", status="done", seconds=1.0))
+    console = Console(file=shown, width=200)
+    finish(run, watch(run, console), console)
+    text = shown.getvalue()
+    told = [line.strip() for line in text.splitlines() if "held-out" in line]
+    assert told == [
+        "held-out loss of cats-high before training: 1.0000", "held-out loss of cats-high after training: 1.4000",
+        "held-out loss of cats-low before training: 1.4000", "held-out loss of cats-low after training: 1.8000",
+    ]  # fmt: skip
+    assert "m-high.safetensors" in text and "m-low.safetensors" in text and "kohya" not in text
+    assert "copy both LoRAs" in text

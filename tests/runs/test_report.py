@@ -204,6 +204,16 @@ def test_newest_lora_is_shown_with_how_to_use_it(write: Write, tmp_path: Path) -
     assert "models/loras" in page
 
 
+def test_of_two_experts_both_files_are_shown_and_where_each_goes(write: Write) -> None:
+    events = [
+        {"type": "lora", "step": s, "path": f"lora/{name}.safetensors", "format": "comfyui", "expert": expert}
+        for s, name, expert in ((2, "m-high-step2", "high"), (4, "m-high", "high"), (8, "m-low", "low"))
+    ]
+    page = write(*events, DONE)
+    assert "m-high.safetensors" in page and "m-low.safetensors" in page and "m-high-step2" not in page
+    assert "two experts" in page and "two experts" not in write(*events[:2], DONE)
+
+
 def test_demo_lora_is_not_said_to_work_in_comfyui(write: Write) -> None:
     lora = {"type": "lora", "step": 10, "path": "lora/momo.safetensors", "format": "comfyui", "base_model": "demo"}
     page = write(lora, DONE, recipe=RECIPE.replace("z-image-turbo", "demo"))

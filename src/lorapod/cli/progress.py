@@ -130,15 +130,11 @@ class _View:
             self.say(f"warning: {event['message']} {event.get('hint', '')}".rstrip(), "yellow")
         elif kind == "info":
             self.say(event["message"])
-        elif (kind == "eval" and event["step"] in (0, state.total)) or kind == "lora":
-            self._note(event, state)
+        elif kind == "eval" and ("when" in event or event["step"] in (0, state.total)):
+            when = event.get("when") or ("before" if event["step"] == 0 else "after")
+            self.say(f"  held-out loss of {event['dataset']} {when} training: {event['loss']:.4f}")
         elif kind == "end":
             self._end_phase(event["t"])
-
-    def _note(self, event: Event, state: RunState) -> None:
-        if event["type"] == "eval":
-            when = "before training" if event["step"] == 0 else "after training"
-            self.say(f"  held-out loss of {event['dataset']} {when}: {event['loss']:.4f}")
 
     def _end_phase(self, now: float) -> None:
         if self.phase:
@@ -174,12 +170,14 @@ def finish(run: RunFolder, status: str, console: Console, pictures: Path | None 
         console.print(f"[bold]{name:<8}[/bold]{escape(str(value))}", soft_wrap=True)
 
     if status == "done":
-        for path in state.loras[-1:]:
+        for _, path in state.newest_loras.values():
             line("LoRA", run.path / path)
         if pictures:
             line("Grid", pictures)
         line("Report", run.report)
-        line("Next", f'lorapod sample {run.id} --prompt "..."   or copy the LoRA to ComfyUI\'s models/loras')
+        both = len(state.newest_loras) > 1
+        what = "both LoRAs, each for the model of its expert," if both else "the LoRA"
+        line("Next", f'lorapod sample {run.id} --prompt "..."   or copy {what} to ComfyUI\'s models/loras')
         return
     if status == "stopped":
         kept = f"at step {state.step} of {state.total}" if state.checkpoints else "before the first checkpoint"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lorapod.recipe.schema import ExpertChoice
 from lorapod.recipe.timesteps import NoiseLevels
 
 if TYPE_CHECKING:
@@ -14,11 +15,17 @@ if TYPE_CHECKING:
 
 _BARS = 20
 _WIDTH = 46
-_INKS = ((46, 98, 146), (196, 84, 66), (74, 140, 92), (140, 98, 168))
+_INKS = (
+    (46, 98, 146), (196, 84, 66), (74, 140, 92), (140, 98, 168), (206, 148, 40), (36, 150, 160), (120, 84, 60), (90, 90, 98),
+)  # fmt: skip
 
 
 def curves_of(recipe: Recipe, workspace: Workspace) -> dict[str, NoiseLevels]:
-    """What is drawn from, by what it is for: each resolution where they differ, each expert where there are two."""
+    """What is drawn from, by what it is for: each resolution where they differ, each expert of those that are trained.
+
+    Raises:
+        RecipeError: One of them has no noise level left.
+    """
     from lorapod.models import entries, find_base_model
     from lorapod.models.noise_shift import SIDE, resolution_shift
 
@@ -33,17 +40,27 @@ def curves_of(recipe: Recipe, workspace: Workspace) -> dict[str, NoiseLevels]:
         found[f"{side} x {side}"] = NoiseLevels.of(training, shift)
     if len(set(found.values())) == 1:
         found = {"": next(iter(found.values()))}
+    chosen = recipe.base_model.expert
     ranges = {
         suffix: each.timesteps
         for suffix in ("", "-high", "-low")
-        if (each := known.get(f"{name}{suffix}")) and each.timesteps
+        if (each := known.get(f"{name}{suffix}"))
+        and each.timesteps
+        and (not suffix or chosen in (ExpertChoice.BOTH, suffix.removeprefix("-")))
     }
-    if not ranges:
-        return found
+    if ranges:
+        found = _of_experts(found, ranges)
+    for what, levels in found.items():
+        expert = what.partition(" ")[0] if ranges else ""
+        levels.refuse_empty(f"the {expert}-noise expert" if expert else "this base model")
+    return found
+
+
+def _of_experts(sizes: dict[str, NoiseLevels], ranges: dict[str, tuple[float, float]]) -> dict[str, NoiseLevels]:
     return {
         " ".join(filter(None, [suffix.removeprefix("-"), size])): levels.within(*ends)
         for suffix, ends in ranges.items()
-        for size, levels in found.items()
+        for size, levels in sizes.items()
     }
 
 
@@ -75,10 +92,11 @@ def _kind(levels: NoiseLevels) -> str:
 
 
 def draw(curves: dict[str, NoiseLevels]) -> Image.Image:
-    """The densities as curves over the noise level, 900 x 460."""
+    """The densities as curves over the noise level, 900 wide and, with up to two curves, 460 high."""
     from PIL import Image, ImageDraw, ImageFont
 
-    width, height, left, right, top, bottom = 900, 460, 60, 24, 60, 64
+    top = 24 + 18 * max(len(curves), 2)  # the curves' names stand one below the other
+    width, height, left, right, bottom = 900, top + 400, 60, 24, 64
     sheet = Image.new("RGB", (width, height), (252, 252, 250))
     pen, font, small = ImageDraw.Draw(sheet), ImageFont.load_default(18), ImageFont.load_default(14)
     points = 200

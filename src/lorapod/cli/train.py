@@ -134,7 +134,7 @@ def _see_to_other(other: RunFolder, status: str, console: Console) -> None:
         if status == "stopped":
             stop_run(other)
         ended = watch(other, console)
-    files = [other.path / path for path in state_of(other).loras[-1:]]
+    files = [other.path / path for _, path in state_of(other).newest_loras.values()]
     told = f"LoRA {files[0]}" if ended == "done" and files else f"go on with it: lorapod train --resume {other.id}"
     console.print(f"The other expert, run {other.id}, is {ended}; {told}", soft_wrap=True, markup=False)
 

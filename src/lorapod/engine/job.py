@@ -42,6 +42,7 @@ from lorapod.files import sha256_of
 from lorapod.models import BaseModel, find_base_model, find_training_adapter
 from lorapod.recipe import Recipe
 from lorapod.recipe.schema import ExpertChoice, LoraFormat, LossWeighting, Precision, Targets
+from lorapod.recipe.timesteps import NoiseLevels
 from lorapod.workspace import Workspace
 
 _TEXT_PARTS = ("tokenizer", "tokenizer_2", "processor", "text_encoder", "text_encoder_2")
@@ -132,6 +133,9 @@ class Job:
                 "`debiased` is for SDXL, the others are for flow-matching models.",
                 "Leave `training.loss_weighting` out.",
             )
+        for expert in self.experts:
+            which = f"the {expert.suffix.removeprefix('-')}-noise expert" if expert.suffix else "this base model"
+            NoiseLevels.of(training).within(expert.lowest, expert.highest).refuse_empty(which)
         if self.recipe.adapter.text_encoders and not isinstance(self.family, TrainsTextEncoders):
             raise RequestError(
                 "The text encoders of this base model cannot be trained",

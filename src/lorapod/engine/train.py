@@ -310,7 +310,8 @@ class Training:
         with self.weights_for_use():
             for name, loss in self.evaluation.run(self.denoiser).items():
                 apart = {"regularisation": True} if name in self.evaluation.regularising else {}
-                emit("eval", step=self.step, loss=round(loss, 6), dataset=name, **apart)
+                when = {self.first_step: {"when": "before"}, self.last_step: {"when": "after"}}.get(self.step, {})
+                emit("eval", step=self.step, loss=round(loss, 6), dataset=name, **when, **apart)
 
     def preview(self) -> None:
         if not self.ranks.speaks:
@@ -359,7 +360,8 @@ class Training:
             )
         for path, format in written:
             relative = str(path.relative_to(self.job.folder))
-            emit("lora", step=self.step, path=relative, format=format.value, base_model=self.job.base.name)
+            of = {"expert": self.expert.suffix.removeprefix("-")} if self.expert.suffix else {}
+            emit("lora", step=self.step, path=relative, format=format.value, base_model=self.job.base.name, **of)
 
     def checkpoint(self) -> None:
         if self.saved_step == self.step or self.step == 0 or not self.ranks.speaks:

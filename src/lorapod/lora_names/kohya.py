@@ -44,11 +44,22 @@ def dotted(name: str) -> str:
 
 
 def module_of(name: str) -> str:
-    """The inverse of `kohya_name`; a name of another layout comes back as it is."""
+    """The inverse of `kohya_name`; of another layout the layers of text encoders are known, others come back as they are."""
     for prefix, encoder in ENCODERS.items():
         if name.startswith(prefix):
-            return f"{encoder}.{dotted(name.removeprefix(prefix))}"
+            return f"{encoder}.{in_text_model(dotted(name.removeprefix(prefix)))}"
+        if name.startswith(f"{encoder}."):
+            return f"{encoder}.{in_text_model(name.removeprefix(f'{encoder}.'))}"
     return from_original_unet(dotted(name.removeprefix(PREFIX))) if name.startswith(PREFIX) else name
+
+
+def in_text_model(module: str) -> str:
+    """A layer of a CLIP text encoder by its name inside `text_model`.
+
+    Trainers on transformers 5 write `encoder.layers…` where CLIPTextModel is the transformer itself; ComfyUI and older
+    versions of diffusers know it as `text_model.encoder.layers…` alone.
+    """
+    return f"text_model.{module}" if module.startswith("encoder.layers.") else module
 
 
 def from_original_unet(module: str) -> str:

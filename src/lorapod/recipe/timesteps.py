@@ -16,11 +16,15 @@ import math
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 
+from lorapod.errors import RecipeError
 from lorapod.recipe.schema import TimestepSampling, TrainingSection
 
 _NORMAL = NormalDist()
 _NEAREST = 1e-9
 """How near quantiles come to 0 and 1, where a logit-normal has no ends."""
+
+_RAREST = 1e-6
+"""Share of a whole distribution that a range must hold: with less, every draw would be much the same level."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,29 @@ class NoiseLevels:
     def within(self, lowest: float, highest: float) -> NoiseLevels:
         """Of this distribution what lies in another range too."""
         return replace(self, lowest=max(lowest, self.lowest), highest=min(highest, self.highest))
+
+    def refuse_empty(self, of: str) -> None:
+        """Checks that there is something to draw.
+
+        Args:
+            of: Whose levels they are, for the message.
+
+        Raises:
+            RecipeError: No level, or next to none, lies in the range.
+        """
+        if self.lowest >= self.highest:
+            raise RecipeError(
+                f"No noise level is left to train {of} at",
+                "The levels that it works at lie outside of `training.lowest_noise` and `highest_noise`.",
+                "Widen these, or choose with `base_model.expert` the expert that works there.",
+            )
+        if self._below(self.highest) - self._below(self.lowest) < _RAREST:
+            raise RecipeError(
+                f"Noise levels from {self.lowest:g} to {self.highest:g} are never drawn to train {of} at",
+                "`training.timestep_sampling`, with its mean, deviation and shift, lies outside of "
+                "`training.lowest_noise` and `highest_noise`.",
+                "Change the one or the other; `lorapod recipe timesteps` shows what is drawn.",
+            )
 
     def level(self, u: float) -> float:
         """The level at quantile `u`, 0..1, of the distribution inside its range."""

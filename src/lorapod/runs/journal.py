@@ -108,7 +108,13 @@ class Tail:
 
 @dataclass
 class RunState:
-    """Where a run stands, added up from its events."""
+    """Where a run stands, added up from its events.
+
+    Attributes:
+        loras: Every LoRA file, in the order of writing.
+        newest_loras: The step and path of the newest one, of two experts (`high`, `low`) that of each, else of ``; of
+            several key layouts the recipe's first.
+    """
 
     status: str = "created"
     phase: str = ""
@@ -126,6 +132,7 @@ class RunState:
     previews: list[Event] = field(default_factory=list)
     checkpoints: list[str] = field(default_factory=list)
     loras: list[str] = field(default_factory=list)
+    newest_loras: dict[str, tuple[int, str]] = field(default_factory=dict)
     warnings: list[Event] = field(default_factory=list)
     error: Event | None = None
     _recent: list[float] = field(default_factory=list, repr=False)
@@ -158,6 +165,9 @@ class RunState:
             self.checkpoints = [*(c for c in self.checkpoints if c != event["path"]), event["path"]]
         elif kind == "lora":
             self.loras = [*(x for x in self.loras if x != event["path"]), event["path"]]
+            expert = str(event.get("expert", ""))
+            if event["step"] > self.newest_loras.get(expert, (-1, ""))[0]:
+                self.newest_loras[expert] = (event["step"], event["path"])
         elif kind == "warning":
             self.warnings.append(event)
         elif kind == "error":

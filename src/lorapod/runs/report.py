@@ -215,15 +215,24 @@ def _facts(of_type: Mapping[str, list[Event]], losses: Points) -> list[tuple[str
 
 
 def _loras(run_dir: Path, events: Iterable[Event]) -> list[dict[str, Any]]:
-    """The LoRA files of the newest step, and whether they are still there."""
-    newest = [event for event in events if isinstance(event.get("path"), str)]
-    newest = [event for event in newest if event.get("step") == newest[-1].get("step")]
+    """The LoRA files of the newest step, of two experts those of each, and whether they are still there."""
+    written = [event for event in events if isinstance(event.get("path"), str)]
+    last_step = {event.get("expert"): event.get("step") for event in written}
+    newest = [event for event in written if event.get("step") == last_step[event.get("expert")]]
     found = []
     for path, event in {event["path"]: event for event in newest}.items():
         file = run_dir / path
         size = file.stat().st_size if file.is_file() else None
-        found.append({"path": path, "name": file.name, "format": str(event.get("format", "")),
-                      "step": event.get("step"), "size": f"{size / 1e6:.1f} MB" if size else None})  # fmt: skip
+        found.append(
+            {
+                "path": path,
+                "name": file.name,
+                "format": str(event.get("format", "")),
+                "expert": str(event.get("expert", "")),
+                "step": event.get("step"),
+                "size": f"{size / 1e6:.1f} MB" if size else None,
+            }
+        )
     return found
 
 
