@@ -19,7 +19,16 @@ def load_with(write: Write, model: str) -> recipe.Recipe:
 def test_every_preset_makes_a_recipe_of_three_lines_complete(write: Write):
     expected = {"demo", "flux-dev", "qwen-image", "sdxl", "wan2.1-t2v-1.3b", "z-image", "z-image-turbo"}
     assert expected <= set(recipe.presets.names())
-    assert recipe.presets.families() == ["flux", "qwen_image", "stable_diffusion_xl", "wan", "z_image"]
+    assert recipe.presets.families() == [
+        "flux",
+        "flux2",
+        "flux_kontext",
+        "qwen_image",
+        "qwen_image_edit",
+        "stable_diffusion_xl",
+        "wan",
+        "z_image",
+    ]
     for name in recipe.presets.names():
         assert load_with(write, name).training.steps
 
