@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -142,6 +143,19 @@ def test_one_of_them_speaks_draws_and_writes(alone: tuple[Path, list[dict]], sha
     assert told(shared[1]) == told(alone[1])
     files = [sorted(str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()) for run, _ in (shared, alone)]
     assert files[0] == files[1]
+
+
+SHARDED = ("training.gpus=2", "training.shard_base=true", "training.gradient_checkpointing=full")
+
+
+def test_a_base_model_split_over_processes_makes_the_same_lora(bench: Bench, alone: tuple[Path, list[dict]]) -> None:
+    """Previews too, which all draw together, and the losses of held-out items that do not divide evenly."""
+    run, events = bench.train(*SHARDED)
+    assert evaluations(events) == pytest.approx(evaluations(alone[1]), rel=1e-4)
+    assert_the_same(run, alone[0])
+    for name in [str(path.relative_to(run)) for path in (run / "previews").glob("*.png")]:
+        ours, theirs = (np.asarray(Image.open(folder / name), dtype=float) for folder in (run, alone[0]))
+        assert abs(ours - theirs).max() <= 2 and theirs.std() > 0
 
 
 def batch_of(size: int) -> Batch:

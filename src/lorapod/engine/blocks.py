@@ -17,10 +17,16 @@ class Keeping:
     Attributes:
         quantize: In how many bits.
         swapped: How many blocks wait on the host.
+        shards: Ranks that each hold a part of every block; 1 where each holds all.
     """
 
     quantize: Quantization = Quantization.NONE
     swapped: int = 0
+    shards: int = 1
+
+    def waiting(self, names: Sequence[str]) -> list[str]:
+        """The blocks, of those names, whose weights are fetched when it is their turn."""
+        return list(names) if self.shards > 1 else swapped_of(names, self.swapped)
 
 
 FULLY = Keeping()

@@ -58,8 +58,10 @@ class Evaluation:
         denoiser.eval()
         means = torch.zeros(len(self.sets), device=self.job.device)
         for place, batches in enumerate(self.sets.values()):
-            for batch in self.ranks.mine(batches):
-                means[place] += self.loss(denoiser, batch).mean() / len(batches)
+            for batch, counts in self.ranks.dealt(batches):
+                loss = self.loss(denoiser, batch).mean() / len(batches)
+                if counts:
+                    means[place] += loss
         denoiser.train(was_training)
         return dict(zip(self.sets, self.ranks.summed(means).tolist(), strict=True))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +22,8 @@ from lorapod.engine.blocks import FULLY, Keeping
 from lorapod.engine.families import Expert, Family, SamplesByExperts
 from lorapod.engine.job import Job
 from lorapod.engine.previews import Previews
-from lorapod.engine.swapping import swap
+from lorapod.engine.ranks import Ranks
+from lorapod.engine.streaming import StreamedBlocks, stream
 from lorapod.engine.weights import stored_weights
 from lorapod.errors import AdapterError
 from lorapod.recipe.schema import Quantization
@@ -38,8 +39,10 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def drop_frozen(denoiser: nn.Module) -> None:
-    """Frees the frozen weights; the trained ones stay."""
+def drop_frozen(denoiser: nn.Module, streamed: StreamedBlocks | None = None) -> None:
+    """Frees the frozen weights, those that wait elsewhere too; the trained ones stay."""
+    if streamed:
+        streamed.let_go()
     for parameter in denoiser.parameters():
         if not parameter.requires_grad:
             parameter.data = parameter.data.new_empty(0)
@@ -131,14 +134,22 @@ def sample_in_turns(
         return [family.finish(sampling) for sampling in samplings]
 
 
+def loading(keeping: Keeping, ranks: Ranks) -> AbstractContextManager[None]:
+    """Inside the block a base model is loaded, until its blocks wait where they should."""
+    return ranks.by_turns() if keeping.shards > 1 else nullcontext()
+
+
 @contextmanager
-def lent(job: Job, expert: Expert, adapter: dict[str, Tensor] | None, keeping: Keeping) -> Iterator[nn.Module]:
+def lent(
+    job: Job, expert: Expert, adapter: dict[str, Tensor] | None, keeping: Keeping, ranks: Ranks
+) -> Iterator[nn.Module]:
     """An expert that is not being trained, with its finished adapter if it has one; empty after the block."""
     family: Family = job.family
-    denoiser = family.load_denoiser(job.base, expert, job.device, job.dtype, keeping)
-    if keeping.swapped:
-        swap(denoiser, keeping.swapped, job.device)
-    merge_adapters(job, denoiser, expert, [each for each in job.merged_adapters if each.in_previews], keeping=keeping)
+    in_previews = [each for each in job.merged_adapters if each.in_previews]
+    with loading(keeping, ranks):
+        denoiser = family.load_denoiser(job.base, expert, job.device, job.dtype, keeping)
+        merge_adapters(job, denoiser, expert, in_previews, keeping=keeping)
+        streamed = stream(denoiser, keeping, job.device, ranks)
     if adapter is not None:
         recipe = job.recipe
         adapters.add_adapter(denoiser, family, recipe.adapter, recipe.alpha, recipe.training.seed, job.device)
@@ -146,4 +157,4 @@ def lent(job: Job, expert: Expert, adapter: dict[str, Tensor] | None, keeping: K
     try:
         yield denoiser
     finally:
-        drop_frozen(denoiser)  # whoever still refers to the module, its weights are gone now
+        drop_frozen(denoiser, streamed)  # whoever still refers to the module, its weights are gone now

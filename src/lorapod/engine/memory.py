@@ -63,7 +63,7 @@ class MemoryPlanner:
         """
         wishes, budget = self._wishes(), self._budget()
         if budget is None or self.measures is None:
-            keeping = Keeping(wishes.quantize or Quantization.NONE, wishes.swapped or 0)
+            keeping = Keeping(wishes.quantize or Quantization.NONE, wishes.swapped or 0, wishes.shards[0])
             return MemoryPlan(keeping, wishes.checkpointing or Checkpointing.OFF)
         load = self._load()
         means = choose(self.measures, load, budget, wishes)
@@ -76,7 +76,7 @@ class MemoryPlanner:
             message=f"Memory: about {means.peak / 1e9:.1f} of {budget / 1e9:.1f} GB"
             + (f", with {means.words}." if means.words else "; nothing has to be saved."),
         )
-        return MemoryPlan(Keeping(means.quantize, means.swapped), means.checkpointing, means.peak)
+        return MemoryPlan(Keeping(means.quantize, means.swapped, means.shards), means.checkpointing, means.peak)
 
     def plan_drawing(self) -> Keeping:
         """How the weights are held where nothing is trained: as the recipe says, or so that they fit.
@@ -112,7 +112,18 @@ class MemoryPlanner:
             quantize if quantize is not None else self._remembered(),
             None if grade is Checkpointing.AUTO else grade,
             None if training.swap_blocks == "auto" else training.swap_blocks,
+            self._shards(),
         )
+
+    def _shards(self) -> tuple[int, ...]:
+        """Numbers of ranks that the base model may be split over, the first what is done where memory is no matter."""
+        wish, count = self.job.recipe.training.shard_base, self.ranks.count
+        if wish is True and count > 1:
+            return (count,)
+        if wish is True:
+            emit("info", message="The base model is not split: one GPU takes part in this training.")
+        swapped = self.job.recipe.training.swap_blocks not in ("auto", 0)
+        return (1, count) if wish == "auto" and count > 1 and not swapped else (1,)
 
     def _budget(self) -> float | None:
         given = self.job.recipe.training.memory_gb

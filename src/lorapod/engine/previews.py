@@ -114,13 +114,8 @@ class Previews:
             raise TrainingError(f"The cache entry of {what} is gone", "", "Run the same command with --resume.")
         return {name: value.to(self.job.device) for name, value in entry.items()}
 
-    def write(self, denoiser: nn.Module, step: int) -> None:
-        """Samples every preview and writes it into the run folder, with the prompt in it."""
-        if self.pairs:
-            self.write_latents(self.latents(denoiser, self.pairs), step)
-
-    def write_latents(self, latents: list[Tensor], step: int) -> None:
-        """Decodes and writes previews that are sampled already, one for each of `pairs`."""
+    def write(self, latents: list[Tensor], step: int) -> None:
+        """Decodes previews that were sampled, one for each of `pairs`, and writes them with their prompts in them."""
         vae = self.job.family.load_vae(self.job.base, self.job.device, self.job.dtype)
         for number, (prompt, seed) in enumerate(self.pairs):
             (frames,) = decode_all(self.job.family, vae, [latents[number]])

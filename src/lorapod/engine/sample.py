@@ -25,7 +25,7 @@ from lorapod.engine.memory import MemoryPlanner
 from lorapod.engine.output import emit
 from lorapod.engine.prepare import encode, prepare_controls, prepare_first_frames
 from lorapod.engine.previews import Previews, decode_all
-from lorapod.engine.swapping import swap
+from lorapod.engine.streaming import stream
 from lorapod.engine.text_encoders import attach, changes_encoders
 from lorapod.engine.train import load_denoiser
 from lorapod.errors import AdapterError, RequestError
@@ -106,8 +106,7 @@ def _prepare(job: Job, prompts: list[str], controls: dict[str, Controls]) -> Non
 
 def _denoiser(job: Job, expert: Expert, keeping: Keeping) -> nn.Module:
     denoiser = load_denoiser(job, expert, keeping)
-    if keeping.swapped:
-        swap(denoiser, keeping.swapped, job.device)
+    stream(denoiser, keeping, job.device)
     return denoiser
 
 

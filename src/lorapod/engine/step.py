@@ -21,14 +21,21 @@ from lorapod.engine.families import WeighsBySnr
 from lorapod.engine.job import Job
 from lorapod.engine.losses import loss_of_kind, squared_error, weight_of_level
 from lorapod.engine.ranks import Ranks
-from lorapod.recipe.schema import LossKind, LossWeighting
+from lorapod.errors import TrainingError
+from lorapod.recipe.schema import LossKind, LossWeighting, Regularisation
 
 
-def weighted_loss(job: Job, denoiser: nn.Module, batch: Batch) -> Tensor:
-    """What is learnt from a batch, a scalar. Evaluation weighs all alike, so that its curves can be compared."""
+def weighted_loss(job: Job, denoiser: nn.Module, batch: Batch, in_step: bool = False) -> Tensor:
+    """What is learnt from a batch, a scalar. Evaluation weighs all alike, so that its curves can be compared.
+
+    Args:
+        in_step: Whether other ranks make the same passes beside this one, be there something to preserve here or not.
+    """
     training, level = job.recipe.training, batch.noise_level
     answer = answer_to(job, denoiser, batch)
-    if batch.preserved:
+    if batch.preserved or (
+        in_step and any(each.regularisation is Regularisation.PRESERVE for each in job.recipe.datasets)
+    ):
         answer = replace(answer, target=preserved_target(job, denoiser, batch, answer.target))
     if training.loss is LossKind.MSE and training.loss_weighting is LossWeighting.NONE:
         losses = squared_error(answer)
@@ -47,7 +54,9 @@ def weighted_loss(job: Job, denoiser: nn.Module, batch: Batch) -> Tensor:
 def preserved_target(job: Job, denoiser: nn.Module, batch: Batch, target: Tensor) -> Tensor:
     """The target (b, c, f, h, w) with what the denoiser says without its adapter in the places that are preserved."""
     with adapters.switched_off(denoiser):
-        said = answer_to(job, denoiser, batch.part(batch.preserved)).predicted
+        said = answer_to(job, denoiser, batch.part(batch.preserved or (0,))).predicted
+    if not batch.preserved:
+        return target
     target = target.clone()
     target[list(batch.preserved)] = said.to(target.dtype)
     return target
@@ -89,6 +98,8 @@ def optimizer_step(
     except COMPILER_ERRORS as error:
         if compiled is None or not compiled.active:
             raise
+        if ranks.in_step:  # taken again by this one alone, the step would need the others
+            raise _no_second_attempt(error) from error
         compiled.give_up(error)
         optimizer.zero_grad(set_to_none=True)
         losses = _backward(job, denoiser, chain(tuple(taken), upcoming), number, ranks)
@@ -102,20 +113,32 @@ def optimizer_step(
 
 def _backward(job: Job, denoiser: nn.Module, batches: Iterable[Batch], number: int, ranks: Ranks) -> list[Tensor]:
     """Gradients and losses of this rank's part of the batches, as shares of the whole."""
+    accumulation = job.recipe.training.accumulation
     seed = (job.recipe.training.seed, number, *([ranks.rank] if ranks.rank else []))
     torch.manual_seed(hash(seed) % 2**63)  # for the adapter's dropout
-    losses = []
+    losses, sizes = [], []
     for place, whole in enumerate(batches):
         batch, share = ranks.part_of(whole, place)
+        sizes.append(len(whole.items))
         if batch is None:
             losses.append(torch.zeros((), device=job.device))
             continue
-        loss = weighted_loss(job, denoiser, batch.to(job.device))
+        loss = weighted_loss(job, denoiser, batch.to(job.device), ranks.in_step)
         if share != 1:
             loss = loss * share
-        (loss / job.recipe.training.accumulation).backward()
+        (loss / accumulation).backward()
         losses.append(loss.detach())
+    for _ in range(ranks.passes_left(sizes)):
+        (weighted_loss(job, denoiser, whole.part([0]).to(job.device), ranks.in_step) * 0).backward()
     return losses
+
+
+def _no_second_attempt(error: Exception) -> TrainingError:
+    return TrainingError(
+        "The base model's blocks cannot be compiled here, and this training cannot go on without",
+        next((line for line in str(error).splitlines() if line.strip()), type(error).__name__),
+        "Set `training.compile = false`; with the base model split over GPUs no step can be taken twice.",
+    )
 
 
 def _kept(batches: Iterator[Batch], taken: list[Batch]) -> Iterator[Batch]:

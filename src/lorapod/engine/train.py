@@ -34,6 +34,7 @@ from lorapod.engine.experts import (
     file_for,
     free_memory,
     lent,
+    loading,
     merge_adapters,
     sample_in_turns,
     take_frozen,
@@ -47,7 +48,7 @@ from lorapod.engine.output import emit
 from lorapod.engine.previews import Previews
 from lorapod.engine.ranks import Ranks
 from lorapod.engine.step import optimizer_step
-from lorapod.engine.swapping import swap
+from lorapod.engine.streaming import stream
 from lorapod.engine.text_encoders import attach, trains_with_encoders
 from lorapod.errors import NonFiniteLossError
 from lorapod.files import sha256_of
@@ -72,6 +73,7 @@ class Training:
         self.total = self.batches.total_steps
         self.previews = Previews(job)
         self.memory = MemoryPlanner(job, job.data.train, self.ranks).plan()
+        self.ranks.in_step = self.memory.keeping.shards > 1
         self.digest = self._digest()
         self.step = 0
         self.saved_step = -1
@@ -81,22 +83,22 @@ class Training:
         """Loads an expert (a base model's only denoiser, mostly) with a fresh adapter and optimizer."""
         job, recipe = self.job, self.recipe
         self.expert = expert
-        self.denoiser = load_denoiser(job, expert, self.memory.keeping)
-        enable_checkpointing(self.denoiser, self.memory.checkpointing)
-        if trains_with_encoders(job):
-            attach(self.denoiser, job)
-        self.merge_adapters(job.merged_adapters)
-        adapters.add_adapter(self.denoiser, job.family, recipe.adapter, recipe.alpha, recipe.training.seed, job.device)
-        if recipe.adapter.continue_from:
-            file = file_for(expert, job.experts, recipe.adapter.continue_from)
-            adapters.continue_from(self.denoiser, job.family, file)
-        self.compiled = None
-        if wants_compiling(recipe.training.compile, job.device):
-            self.compiled = CompiledBlocks(self.denoiser, job.workspace.cache / "compiled")
+        with loading(self.memory.keeping, self.ranks):
+            self.denoiser = load_denoiser(job, expert, self.memory.keeping)
+            enable_checkpointing(self.denoiser, self.memory.checkpointing)
+            if trains_with_encoders(job):
+                attach(self.denoiser, job)
+            self.merge_adapters(job.merged_adapters)
+            section = recipe.adapter
+            adapters.add_adapter(self.denoiser, job.family, section, recipe.alpha, recipe.training.seed, job.device)
+            if section.continue_from:
+                file = file_for(expert, job.experts, section.continue_from)
+                adapters.continue_from(self.denoiser, job.family, file)
+            self.compiled = None
+            if wants_compiling(recipe.training.compile, job.device):
+                self.compiled = CompiledBlocks(self.denoiser, job.workspace.cache / "compiled")
+            self.streamed = stream(self.denoiser, self.memory.keeping, job.device, self.ranks)
         self.parameters = adapters.adapter_parameters(self.denoiser)
-        self.swapped = None
-        if self.memory.keeping.swapped:
-            self.swapped = swap(self.denoiser, self.memory.keeping.swapped, job.device)
         self.average = Average(adapters.adapter_tensors(self.denoiser), recipe.adapter.ema_decay)
         trained = [(name, p) for name, p in self.denoiser.named_parameters() if p.requires_grad]
         encoders = [p for name, p in trained if name.startswith(ENCODERS)]
@@ -138,7 +140,7 @@ class Training:
             del (
                 self.denoiser,
                 self.compiled,
-                self.swapped,
+                self.streamed,
                 self.optimizer,
                 self.parameters,
                 self.average,
@@ -210,11 +212,27 @@ class Training:
         if all(each.in_previews for each in merged):
             yield
             return
-        self.merge_adapters([each for each in merged if each.in_previews], undo=merged)
+        self.exchange_merged([each for each in merged if each.in_previews], undo=merged)
         try:
             yield
         finally:
-            self.merge_adapters(merged, undo=merged)
+            self.exchange_merged(merged, undo=merged)
+
+    def exchange_merged(self, merged: Sequence[Merged], undo: Sequence[Merged]) -> None:
+        """Has `merged` in the frozen weights in place of `undo`."""
+        if not self.ranks.in_step:
+            self.merge_adapters(merged, undo)
+            return
+        drop_frozen(self.denoiser, self.streamed)
+        self.load_base_again(merged)
+
+    def load_base_again(self, merged: Sequence[Merged]) -> None:
+        """Reads the frozen weights, that were dropped, from disk and merges adapters into them."""
+        with loading(self.memory.keeping, self.ranks):
+            take_frozen(self.denoiser, load_denoiser(self.job, self.expert, self.memory.keeping))
+            self.merge_adapters(merged)
+            if self.streamed:
+                self.streamed.adopt()
 
     @contextmanager
     def weights_for_use(self) -> Iterator[None]:
@@ -314,15 +332,16 @@ class Training:
                 emit("eval", step=self.step, loss=round(loss, 6), dataset=name, **when, **apart)
 
     def preview(self) -> None:
-        if not self.ranks.speaks:
+        """Draws, which ranks in step do together; one of them writes."""
+        if not self.previews.pairs or not (self.ranks.speaks or self.ranks.in_step):
             return
         with self.weights_for_use(), self.base_for_previews():
-            if not self.previews.pairs:
-                return
             if len(self.job.family.experts) == 1:
-                self.previews.write(self.denoiser, self.step)
+                latents = self.previews.latents(self.denoiser, self.previews.pairs)
             else:
-                self.previews.write_latents(sample_in_turns(self.job, self.previews, self.turn), self.step)
+                latents = sample_in_turns(self.job, self.previews, self.turn)
+            if self.ranks.speaks:
+                self.previews.write(latents, self.step)
 
     @contextmanager
     def turn(self, expert: Expert) -> Iterator[nn.Module]:
@@ -330,15 +349,13 @@ class Training:
         if expert == self.expert:
             yield self.denoiser
             return
-        drop_frozen(self.denoiser)
+        drop_frozen(self.denoiser, self.streamed)
         try:
-            with lent(self.job, expert, self.finished.get(expert.suffix), self.memory.keeping) as denoiser:
+            adapter = self.finished.get(expert.suffix)
+            with lent(self.job, expert, adapter, self.memory.keeping, self.ranks) as denoiser:
                 yield denoiser
         finally:
-            take_frozen(self.denoiser, load_denoiser(self.job, self.expert, self.memory.keeping))
-            if self.swapped:
-                self.swapped.adopt()
-            self.merge_adapters([each for each in self.job.merged_adapters if each.in_previews])
+            self.load_base_again([each for each in self.job.merged_adapters if each.in_previews])
 
     def save_lora(self, final: bool) -> None:
         if not self.ranks.speaks:

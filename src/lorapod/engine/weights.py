@@ -26,7 +26,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from lorapod.engine.blocks import FULLY, Keeping, blocks_of, swapped_of
+from lorapod.engine.blocks import FULLY, Keeping, blocks_of
 from lorapod.engine.quantised import Codes, QuantisedLinear, may_be_quantised, quantise
 from lorapod.errors import BaseModelError
 from lorapod.models import BaseModel
@@ -154,7 +154,7 @@ class StoredWeights:
         names = sorted(places, key=lambda name: places[name].order)
         pieces = _Pieces(device)
         in_few_bits = set() if keeping.quantize is Quantization.NONE else _to_quantise(model, exact)
-        waiting = tuple(f"{name}." for name in swapped_of(list(blocks_of(model)), keeping.swapped))
+        waiting = tuple(f"{name}." for name in keeping.waiting(list(blocks_of(model))))
 
         def read(name: str) -> Tensor | Codes:
             on_host = name.startswith(waiting)

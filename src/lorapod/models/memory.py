@@ -3,7 +3,8 @@
     peak = weights + adapter + activations, and where SDXL's text encoders are in memory too: the same of theirs
 
     weights      parameters x 2 bytes; 1 in 8 bits and 0.5625 in 4 (4.5 bits with their scales); swapped blocks wait on
-                 the host, but for the two that are computed with and fetched
+                 the host, but for the two that are computed with and fetched; with the base model split over n GPUs
+                 each holds one nth, and the same two
     adapter      16 bytes a weight: itself, its gradient and AdamW's two moments in float32
     activations  tokens x what the blocks keep of a token for the backward pass: all of it; or the blocks' inputs and, for
                  `selective`, the outputs of attention, beside twice what one block keeps
@@ -82,13 +83,15 @@ class Means:
 
     Attributes:
         swapped: Blocks whose weights wait on the host.
-        peak: Bytes of GPU memory, estimated.
+        peak: Bytes of GPU memory, estimated; of each GPU.
+        shards: GPUs that the base model is split over.
     """
 
     quantize: Quantization
     checkpointing: Checkpointing
     swapped: int
     peak: int
+    shards: int = 1
 
     @property
     def words(self) -> str:
@@ -111,8 +114,10 @@ class Means:
     def costly(self) -> str:
         """The same in full."""
         bits = {Quantization.NONE: "", Quantization.NF4: "weights rounded to 4 bits"}
-        swapped = f"{self.swapped} of the model's blocks waiting in the machine's memory" if self.swapped else ""
-        return " and ".join(filter(None, [bits.get(self.quantize, "weights rounded to 8 bits"), swapped]))
+        where = f"{self.swapped} of the model's blocks waiting in the machine's memory" if self.swapped else ""
+        if self.shards > 1:
+            where = f"the base model split over {self.shards} GPUs"
+        return " and ".join(filter(None, [bits.get(self.quantize, "weights rounded to 8 bits"), where]))
 
 
 @dataclass(frozen=True)
@@ -136,11 +141,16 @@ class Load:
 
 @dataclass(frozen=True)
 class Wishes:
-    """What a person has decided; None: what fits."""
+    """What a person has decided; None: what fits.
+
+    Attributes:
+        shards: Numbers of GPUs that the base model may be split over.
+    """
 
     quantize: Quantization | None = None
     checkpointing: Checkpointing | None = None
     swapped: int | None = None
+    shards: tuple[int, ...] = (1,)
 
 
 def measures_of(family: str, config: Mapping[str, Any], parameters: int) -> Measures | None:
@@ -220,13 +230,20 @@ def tokens_of(measures: Measures, width: int, height: int, frames: int = 1, batc
 
 
 def peak_of(
-    measures: Measures, load: Load, quantize: Quantization, checkpointing: Checkpointing, swapped: int = 0
+    measures: Measures,
+    load: Load,
+    quantize: Quantization,
+    checkpointing: Checkpointing,
+    swapped: int = 0,
+    shards: int = 1,
 ) -> int:
     """Bytes of GPU memory that training takes at the most."""
     size = 2 if load.wide else 1
     weights = measures.parameters * BYTES[quantize] * (size if quantize is Quantization.NONE else 1)
     if swapped:
         weights *= min(1.0, 1 - (swapped - 2) / measures.blocks)
+    if shards > 1 and checkpointing is not Checkpointing.OFF:
+        weights *= min(1.0, 1 / shards + 2 / measures.blocks)
     one_block = measures.saved / measures.blocks
     kept = {
         Checkpointing.OFF: measures.saved,
@@ -243,7 +260,8 @@ def peak_of(
 def choose(measures: Measures, load: Load, budget: float, wishes: Wishes | None = None) -> Means | None:
     """The first means, in order of their price, with which a training fits into `budget` bytes; None where none does.
 
-    Recomputing costs time alone and comes first, fewer bits cost closeness to the base model, and swapping costs the most.
+    Recomputing costs time alone and comes first; 8 bits cost a little closeness to the base model, 4 bits more of it. Between
+    them comes splitting over GPUs, which send each other the whole base model twice a step; swapping costs the most.
     """
     for means in means_in_order(measures, load, wishes or Wishes()):
         if means.peak <= budget:
@@ -255,11 +273,17 @@ def means_in_order(measures: Measures, load: Load, wishes: Wishes) -> Iterator[M
     """Everything that may be done, as far as it is left open, the cheapest first; the last takes the least memory."""
     kinds = _CLOSEST_FIRST if wishes.quantize is None else (wishes.quantize,)
     grades = _CHEAPEST_FIRST if wishes.checkpointing is None else (wishes.checkpointing,)
+    swapped = wishes.swapped or 0
     for quantize in kinds:
-        for grade in grades:
-            swapped = wishes.swapped or 0
-            yield Means(quantize, grade, swapped, peak_of(measures, load, quantize, grade, swapped))
-    if wishes.swapped is None:
+        for shards in wishes.shards:
+            if shards > 1 and 1 in wishes.shards and quantize is kinds[0] and len(kinds) > 1:
+                continue  # fewer bits are tried first
+            for grade in grades:
+                if shards > 1 and grade is Checkpointing.OFF and grade is not grades[-1]:
+                    continue  # what was put together would be kept for the backward pass
+                peak = peak_of(measures, load, quantize, grade, swapped, shards)
+                yield Means(quantize, grade, swapped, peak, shards)
+    if wishes.swapped is None and 1 in wishes.shards:
         for swapped in range(3, measures.blocks + 1):
             peak = peak_of(measures, load, kinds[-1], grades[-1], swapped)
             yield Means(kinds[-1], grades[-1], swapped, peak)

@@ -426,6 +426,12 @@ class TrainingSection(Section):
         description="Blocks of the base model whose weights wait in the machine's memory and are copied to the GPU when it "
         "is their turn: slow where a step is short, hardly slower where it is long. `auto` swaps where nothing else helps.",
     )
+    shard_base: Literal["auto"] | bool = Field(
+        "auto",
+        description="With several GPUs: each holds its share of the base model's blocks, and they put a block together when "
+        "it is its turn. The result stays the same; a step needs fast ways between the GPUs, as NVLink. `auto` does so "
+        "where a base model in 8 bits does not fit.",
+    )
     memory_gb: float | None = Field(
         None,
         gt=0,
@@ -448,6 +454,10 @@ class TrainingSection(Section):
             raise ValueError("both `steps` and `epochs` are given; leave one out")
         if self.lowest_noise >= self.highest_noise:
             raise ValueError("`lowest_noise` must be below `highest_noise`")
+        if self.shard_base is True and self.swap_blocks not in ("auto", 0):
+            raise ValueError(
+                "blocks that are split over GPUs cannot wait in the machine's memory: leave `swap_blocks` out"
+            )
         return self
 
 

@@ -143,6 +143,8 @@ def beyond_external(recipe: Recipe) -> tuple[str, str] | None:
         return f"hold the base model in {quantize.value}", "base_model.quantize"
     if training.gpus not in ("auto", 1):
         return "split a step over GPUs so that the result stays the same", "training.gpus"
+    if training.shard_base is True:
+        return "split the base model over GPUs", "training.shard_base"
     if training.timestep_sampling is TimestepSampling.MODE:
         return "draw noise levels by mode", "training.timestep_sampling"
     if training.gradient_checkpointing is Checkpointing.SELECTIVE:
