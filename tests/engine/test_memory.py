@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,14 @@ import torch
 from safetensors.torch import load_file
 
 from lorapod import recipe as recipes
-from lorapod.engine.blocks import swapped_of
+from lorapod.engine.blocks import Keeping, swapped_of
 from lorapod.engine.job import Job
 from lorapod.engine.memory import MemoryPlan, MemoryPlanner, off_the_estimate
 from lorapod.engine.prepare import prepare
 from lorapod.engine.quantised import QuantisedLinear
+from lorapod.engine.ranks import Ranks
 from lorapod.engine.train import Training
-from lorapod.errors import OutOfMemoryError
+from lorapod.errors import OutOfMemoryError, RecipeError
 from lorapod.events import PREFIX, from_line
 from lorapod.recipe.schema import Quantization
 from lorapod.workspace import Workspace
@@ -209,6 +211,29 @@ def test_a_budget_is_kept_with_the_cheapest_means(bench: Callable[..., Trained])
     ]
     assert prices == sorted(prices) and len(set(order)) == len(order), order
     assert {q for q, _, _ in order} == {"none", "int8", "nf4"} and order[-1][2] > 0
+
+
+def test_several_gpus_hold_a_part_each_where_8_bits_are_too_many(plain: Trained) -> None:
+    job = plain.training.job
+
+    def keeping(*changes: str) -> Keeping:
+        run = Path(tempfile.mkdtemp(dir=plain.run.parent))
+        recipe = recipes.load(plain.run / "recipe.toml", list(changes), check_paths=False)
+        (run / "recipe.toml").write_text(recipes.dumps(recipe), encoding="utf-8")
+        with contextlib.redirect_stdout(io.StringIO()):
+            return MemoryPlanner(Job(run, job.workspace), job.data.train, Ranks(0, 8)).plan().keeping
+
+    assert keeping("training.memory_gb=0.01") == Keeping()
+    assert keeping("training.memory_gb=0.0018") == Keeping(Quantization.INT8, shards=8)
+    assert keeping("training.memory_gb=0.0018", "training.shard_base=false").shards == 1
+    assert keeping("training.memory_gb=0.01", "training.shard_base=true") == Keeping(shards=8)
+    assert keeping("training.shard_base=true") == Keeping(shards=8)
+    assert keeping("training.memory_gb=0.0018", "training.swap_blocks=3").shards == 1
+
+
+def test_splitting_and_swapping_together_are_refused(plain: Trained) -> None:
+    with pytest.raises(RecipeError, match="cannot wait in the machine's memory"):
+        recipes.load(plain.run / "recipe.toml", ["training.shard_base=true", "training.swap_blocks=2"])
 
 
 def test_what_does_not_fit_at_all_is_one_clear_error(bench: Callable[..., Trained]) -> None:

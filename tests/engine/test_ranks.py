@@ -24,7 +24,7 @@ from lorapod.engine.launch import count_for
 from lorapod.engine.output import emit, emit_error
 from lorapod.engine.ranks import Ranks
 from lorapod.engine.status import STOPPED
-from lorapod.errors import RequestError
+from lorapod.errors import RequestError, TrainingError
 from lorapod.events import PREFIX, from_line
 from lorapod.recipe import Recipe
 
@@ -156,6 +156,42 @@ def test_a_base_model_split_over_processes_makes_the_same_lora(bench: Bench, alo
     for name in [str(path.relative_to(run)) for path in (run / "previews").glob("*.png")]:
         ours, theirs = (np.asarray(Image.open(folder / name), dtype=float) for folder in (run, alone[0]))
         assert abs(ours - theirs).max() <= 2 and theirs.std() > 0
+
+
+def test_processes_stay_in_step_where_they_have_different_things_to_do(bench: Bench) -> None:
+    """Three batches of one for two, of which some are to be preserved, which takes a second look at the base model."""
+    others = bench.folder / "others"
+    others.mkdir()
+    for i in range(3):
+        Image.new("RGB", (96, 48), (0, 60 * i, 90)).save(others / f"{i}.png")
+        (others / f"{i}.txt").write_text(f"a thing {i}", encoding="utf-8")
+    uneven = ("training.batch_size=1", "training.accumulation=3", "training.steps=3", "evaluation.every=0")
+    runs = {}
+    for changes in (("training.gpus=1",), SHARDED):
+        run = runs[changes] = bench.run(*uneven, *changes)
+        preserved = f"[[datasets]]\npath = '{others}'\nresolutions = [64]\nregularisation = 'preserve'\n"
+        text = (run / "recipe.toml").read_text(encoding="utf-8")
+        (run / "recipe.toml").write_text(text.replace("[adapter]", f"{preserved}\n[adapter]"), encoding="utf-8")
+        bench.ended(bench.start(run))
+    assert_the_same(*runs.values())
+
+
+def test_ranks_that_gathered_different_things_end_with_an_error() -> None:
+    """What they computed since is of weights that were mixed up."""
+
+    class First(Ranks):
+        def _together(self, values: torch.Tensor, operation: object) -> torch.Tensor:
+            return values * 2 if self.same else values * 2 + 1
+
+    for same in (True, False):
+        rank = First(0, 2, in_step=True)
+        rank.same = same
+        rank.combine([torch.nn.Parameter(torch.zeros(1))], [torch.ones(())], stop=False)
+        if same:
+            assert not rank.agreed_to_stop(lambda: False)
+        else:
+            with pytest.raises(TrainingError, match="out of step"):
+                rank.agreed_to_stop(lambda: False)
 
 
 def batch_of(size: int) -> Batch:

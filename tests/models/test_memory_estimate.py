@@ -67,6 +67,25 @@ def test_means_take_less_and_less_of_each_kind_and_the_first_that_fits_is_chosen
     assert choose(of, load, ladder[-1].peak - 1) is None
 
 
+def test_a_base_model_is_split_over_gpus_before_it_is_held_in_4_bits() -> None:
+    of = measures("qwen-image")
+    load = Load(tokens_of(of, 1024, 1024), 16)
+    ladder = [
+        (m.quantize.value, m.shards, m.checkpointing.value) for m in means_in_order(of, load, Wishes(shards=(1, 2)))
+    ]
+    split = [means for means in ladder if means[1] > 1]
+    assert split[:2] == [("int8", 2, "selective"), ("int8", 2, "full")]
+    assert ladder.index(("int8", 1, "full")) + 1 == ladder.index(split[0]) == ladder.index(("nf4", 1, "off")) - 2
+    asked = list(means_in_order(of, load, Wishes(shards=(2,))))  # by the recipe: exact weights first, and no swapping
+    assert (asked[0].quantize.value, asked[0].shards) == ("none", 2) and {m.shards for m in asked} == {2}
+
+    # 20 GB of weights in 8 bits on two GPUs of 24 GB: half of them, and two of the 60 blocks
+    one, two = (peak_of(of, load, Quantization.INT8, FULL, shards=count) for count in (1, 2))
+    assert one - two == pytest.approx(of.parameters * (1 / 2 - 2 / 60), rel=0.001)
+    chosen = choose(of, load, 20e9, Wishes(shards=(1, 2)))
+    assert chosen is not None and "the base model split over 2 GPUs" in chosen.words
+
+
 def test_wide_weights_and_larger_batches_take_more() -> None:
     of = measures("z-image")
     plain = peak_of(of, Load(4224, 16), Quantization.NONE, OFF)

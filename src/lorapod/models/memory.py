@@ -260,8 +260,8 @@ def peak_of(
 def choose(measures: Measures, load: Load, budget: float, wishes: Wishes | None = None) -> Means | None:
     """The first means, in order of their price, with which a training fits into `budget` bytes; None where none does.
 
-    Recomputing costs time alone and comes first; 8 bits cost a little closeness to the base model, 4 bits more of it. Between
-    them comes splitting over GPUs, which send each other the whole base model twice a step; swapping costs the most.
+    Recomputing costs time alone and comes first; 8 bits cost a little closeness to the base model, 4 bits more. Between them
+    comes splitting over GPUs, which send each other the whole base model twice a step; swapping costs the most.
     """
     for means in means_in_order(measures, load, wishes or Wishes()):
         if means.peak <= budget:
