@@ -179,10 +179,10 @@ def test_rounded_swapped_and_checkpointed_blocks_are_compiled_once_and_learn_the
     """Everything that saves memory at once: no graph more than without, none broken, and the losses of eager blocks."""
     from torch._dynamo.utils import counters
 
-    from lorapod.engine.blocks import blocks_of
+    from lorapod.engine.blocks import Keeping, blocks_of
     from lorapod.engine.checkpointing import enable_checkpointing
     from lorapod.engine.quantised import QuantisedLinear, may_be_quantised, quantise
-    from lorapod.engine.swapping import swap
+    from lorapod.engine.streaming import stream
     from lorapod.recipe.schema import Checkpointing, Quantization
 
     torch._dynamo.reset()
@@ -201,7 +201,8 @@ def test_rounded_swapped_and_checkpointed_blocks_are_compiled_once_and_learn_the
     eager, compiled = saving("eager"), saving("compiled")
     counters.clear()
     blocks = CompiledBlocks(compiled.denoiser, tmp_path / "compiled")
-    assert len(swap(compiled.denoiser, 3, torch.device("cpu")).blocks) == 3
+    streamed = stream(compiled.denoiser, Keeping(swapped=3), torch.device("cpu"))
+    assert streamed and len(streamed.blocks) == 3
     assert compiled.losses(4, blocks) == pytest.approx(eager.losses(4), rel=1e-5)
     assert blocks.active and not counters["graph_break"]
     assert counters["stats"]["unique_graphs"] <= len(blocks.blocks)
