@@ -101,7 +101,9 @@ def main() -> None:
         tokens, width = map(int, layer.split("x"))
         plain, merged = layers(tokens, width, args.rank)
         for one, other in zip(plain(), merged(), strict=True):
-            torch.testing.assert_close(one.float(), other.float(), rtol=0.05, atol=0.05 * float(one.detach().float().std()))
+            torch.testing.assert_close(
+                one.float(), other.float(), rtol=0.05, atol=0.05 * float(one.detach().float().std())
+            )
         pairs = [timed(plain) / timed(merged) for _ in range(args.rounds + 2)][2:]
         ratio = statistics.median(pairs)
         result = {

@@ -26,8 +26,9 @@ class LorapodError(Exception):
         return "\n".join(part for part in (self.what, self.why, self.remedy) if part)
 
     def to_hint(self) -> str:
-        """Why and remedy in one line, for an event's `hint`."""
-        return " ".join(part for part in (self.why, self.remedy) if part)
+        """Why and remedy in one line of whole sentences, for an event's `hint`."""
+        why = self.why if not self.why or self.why.rstrip().endswith((".", "!", "?", ":")) else f"{self.why.rstrip()}."
+        return " ".join(part for part in (why, self.remedy) if part)
 
 
 class RequestError(LorapodError):

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from lorapod import recipe as recipes
 from lorapod.engine import launch
@@ -280,6 +280,28 @@ def test_a_process_that_is_killed_ends_the_others_and_is_named(
     errors = [event["message"] for event in bench.ended(process, 1) if event["type"] == "error"]
     assert time.monotonic() - began < 20
     assert errors == [f"Process {victim + 1} of 2 of this training was ended from outside (SIGKILL)"]
+
+
+def test_a_loss_that_is_no_number_on_one_ends_all(bench: Bench) -> None:
+    """The loss of a step is that of all of them, whichever had it."""
+    folder, before = bench.folder / "broken", cached(bench)
+    folder.mkdir()
+    Image.new("RGB", (64, 64), (9, 9, 9)).save(folder / "0.png")
+    (folder / "0.txt").write_text("zorb", encoding="utf-8")
+    run = bench.run("training.gpus=2", "datasets.0.validation_share=0", f"datasets.0.path={folder}")
+    bench.ended(bench.start(run, stage="cache"))
+    for path in set(cached(bench)) - set(before):
+        entry = load_file(path)
+        if "mean" in entry:
+            save_file({**entry, "mean": entry["mean"] * float("nan")}, path)
+    text = (run / "recipe.toml").read_text(encoding="utf-8")
+    head, dataset, rest = text.partition("[[datasets]]")
+    own, adapter, rest = rest.partition("[adapter]")
+    others = own.replace(str(folder), str(bench.folder / "pictures"))
+    (run / "recipe.toml").write_text(f"{head}{dataset}{own}{dataset}{others}{adapter}{rest}", encoding="utf-8")
+    errors = [event for event in bench.ended(bench.start(run), 1) if event["type"] == "error"]
+    assert len(errors) == 1 and "The loss became nan at step" in errors[0]["message"], errors
+    assert not list(run.glob("lora/*.safetensors"))
 
 
 def recipe(**training: object) -> Recipe:

@@ -118,6 +118,10 @@ def test_a_base_model_without_preset_must_be_given_a_length(write: Write):
         ("[optimizer]\nbetas = [0.9]\n", "line 9: `optimizer.betas` must be a list of 2 numbers from 0 to below 1, not [0.9]"),
         ("[optimizer]\nlearning_rate = nan\n", "line 9: `optimizer.learning_rate` must be a number above 0 and below 10, not NaN"),
         ("[optimizer]\nweight_decay = inf\n", "line 9: `optimizer.weight_decay` must be a number, at least 0, not Infinity"),
+        ("[training]\nhuber_c = 0.2\n", "line 8: `training`: `huber_c` is for the losses `huber` and `smooth-l1`: set `loss`, or "
+         "leave it out"),
+        ('[training]\nloss = "huber"\nhuber_c = 2\n', "line 8: `training`: `huber_c` is what the width falls to from 1: set it to 1 "
+         "or less, or `huber_schedule` to constant"),
         ("[[datasets]]\n", "line 8: `datasets.1.path` is missing; it must be a path"),
         ('[adapter]\ncontinue_from = "no.safetensors"\n', "line 9: `adapter.continue_from`: there is no file {}/no.safetensors"),
         ('[adapter]\ncontinue_from = "pictures"\n', "line 9: `adapter.continue_from`: {}/pictures is a folder, not a file"),

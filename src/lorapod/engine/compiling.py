@@ -21,7 +21,7 @@ from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from lorapod.engine.blocks import blocks_of
-from lorapod.engine.output import emit
+from lorapod.engine.output import emit_from_here, whose_process
 
 COMPILER_ERRORS = (TorchDynamoException, FailOnRecompileLimitHit)
 """What torch.compile raises where it cannot compile; a failing C++ or Triton compiler is wrapped in one of these."""
@@ -86,8 +86,8 @@ class CompiledBlocks:
         return call
 
     def _report(self, why: str) -> None:
-        emit(
+        emit_from_here(
             "warning",
-            message=f"The base model's blocks are not compiled; training goes on, more slowly: {why[:300]}",
+            message=f"The base model's blocks are not compiled{whose_process()}; training goes on, more slowly: {why[:300]}",
             hint="Set `training.compile = false` to train without trying.",
         )

@@ -24,6 +24,10 @@ def emit_from_here(type: EventType, /, **fields: Any) -> None:
 
 def emit_error(error: LorapodError) -> None:
     """Prints what went wrong and what to do as an `error` event."""
+    emit("error", message=error.what + whose_process(), hint=error.to_hint())
+
+
+def whose_process() -> str:
+    """What names this rank at the end of a message; nothing where it is the only one."""
     rank, count = rank_and_count()
-    whose = f" (process {rank + 1} of {count})" if count > 1 else ""
-    emit("error", message=error.what + whose, hint=error.to_hint())
+    return f" (process {rank + 1} of {count})" if count > 1 else ""

@@ -387,7 +387,10 @@ class TrainingSection(Section):
         "dominating. Evaluation is always the plain mean square, so that curves can be compared.",
     )
     huber_c: float = Field(
-        0.1, gt=0, le=10, description="With `huber` and `smooth-l1`: errors above it count linearly."
+        0.1,
+        gt=0,
+        le=10,
+        description="With `huber` and `smooth-l1`: errors above it count linearly. At most 1 where a schedule falls to it.",
     )
     huber_schedule: HuberSchedule = Field(
         HuberSchedule.SNR,
@@ -454,6 +457,15 @@ class TrainingSection(Section):
             raise ValueError("both `steps` and `epochs` are given; leave one out")
         if self.lowest_noise >= self.highest_noise:
             raise ValueError("`lowest_noise` must be below `highest_noise`")
+        defaults = TrainingSection.model_fields
+        robust = {key: defaults[key].default for key in ("huber_c", "huber_schedule")}
+        given = next((key for key, default in robust.items() if getattr(self, key) != default), None)
+        if self.loss is LossKind.MSE and given:
+            raise ValueError(f"`{given}` is for the losses `huber` and `smooth-l1`: set `loss`, or leave it out")
+        if self.huber_c > 1 and self.huber_schedule is not HuberSchedule.CONSTANT:
+            raise ValueError(
+                "`huber_c` is what the width falls to from 1: set it to 1 or less, or `huber_schedule` to constant"
+            )
         if self.shard_base is True and self.swap_blocks not in ("auto", 0):
             raise ValueError(
                 "blocks that are split over GPUs cannot wait in the machine's memory: leave `swap_blocks` out"
