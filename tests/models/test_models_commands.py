@@ -45,6 +45,11 @@ def test_list_and_show_say_the_same_to_people_and_to_programs(workspace: Workspa
     assert rows["flux-dev"]["gated"] and rows["flux-dev"]["commercial_use"] is False
     text = run(workspace, "list")
     assert all(name in text for name in rows)
+    assert (rows["sdxl"]["gpu_from"], rows["sdxl"]["gpu_exact_from"]) == (8, 12) and rows["demo"]["gpu_from"] is None
+    least, exact = rows["flux-dev"]["gpu_from"], rows["flux-dev"]["gpu_exact_from"]
+    assert least < exact and f" {least}-{exact} " in text and f"from {exact} GB: " in run(workspace, "show", "flux-dev")
+    assert rows["qwen-image-edit-2509"]["control"] == "needed" and " edits " in text
+    assert "each item needs one or more" in run(workspace, "show", "qwen-image-edit-2509")
     shown = run(workspace, "show", "flux-dev")
     assert "non-commercial" in shown and "gated" in shown and "black-forest-labs/FLUX.1-dev" in shown
     assert json.loads(run(workspace, "show", "flux-dev", "--json"))["files"]

@@ -104,20 +104,28 @@ def list_command(
         typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
         return
     console = Console(highlight=False)
-    table = Table("name", "trains", "business", "access", "trainers", "here", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        "name", "trains", "GPU, GB", "business", "access", "with", "here", box=SIMPLE_HEAD, pad_edge=False
+    )
     table.columns[0].no_wrap = True
     for row in rows:
         table.add_row(
             row["name"],
-            {"picture": "pictures", "clip": "clips"}[row["modality"]],
+            "edits" if row["control"] == "needed" else {"picture": "pictures", "clip": "clips"}[row["modality"]],
+            _gpu_text(row),
             {True: "yes", False: "no", None: "?"}[row["commercial_use"]],
             {True: "ask", False: "free", None: "?"}[row["gated"]],
-            " ".join(row["trainers"]) or "-",
+            " ".join(each[0] for each in row["trainers"]) or "-",
             "yes" if row["on_disk"] else "-",
         )
     console.print(table)
     console.print(
-        "business: whether the licence allows commercial use; `lorapod models show NAME` says more.", markup=False
+        "GPU: memory from which on the built-in trainer can, and from which on it rounds no weights (estimates)\n"
+        "business: whether the licence allows commercial use; access: whether it must be asked for\n"
+        "with: trainers that can, b builtin, d diffusion-pipe, m musubi\n"
+        "`lorapod models show NAME` says more.",
+        markup=False,
+        soft_wrap=True,
     )
     console.print("Fetch one with: lorapod models pull NAME", markup=False)
 
@@ -130,6 +138,8 @@ def _facts(entry: Entry, workspace: Workspace) -> dict[str, Any]:
         "title": entry.title,
         "family": entry.family,
         "modality": entry.modality,
+        "control": entry.control,
+        **_gpu(entry),
         "parameters": entry.parameters,
         "licence": entry.licence,
         "commercial_use": entry.commercial_use,
@@ -162,12 +172,13 @@ def show_command(
     console = Console(highlight=False)
     for label, value in _lines(entry, facts):
         console.print(f"[bold]{label:<16}[/bold]{escape(value)}", soft_wrap=True)
+    width = max(len(f"{spec.layout.value}/{spec.part}") for spec in entry.files) if entry.files else 0
     for spec in entry.files:
         size = f"{spec.gigabytes:g} GB" if spec.gigabytes else "?"
         what = spec.path or (f"{len(spec.include)} patterns" if len(spec.include) > 1 else "".join(spec.include))
         doubt = f"  (not verified: {spec.unverified})" if spec.unverified else ""
         console.print(
-            f"  {spec.layout.value}/{spec.part:<18} {size:>8}  {spec.source} {what}".rstrip() + doubt,
+            f"  {f'{spec.layout.value}/{spec.part}':<{width}} {size:>8}  {spec.source} {what}".rstrip() + doubt,
             markup=False,
             soft_wrap=True,
         )
@@ -181,6 +192,9 @@ def _lines(entry: Entry, facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("Family", f"{entry.family}, trains on {entry.modality}s"),
         ("Licence", f"{entry.licence}; {commercial[entry.commercial_use]}{'; gated' if entry.gated else ''}"),
     ]
+    if entry.control:
+        needs = {"needed": "each item needs one or more", "taken": "an item may have some"}
+        lines.append(("Edits", f"control pictures: {needs[entry.control]} (`datasets.control`)"))
     if entry.page:
         lines.append(("Page", entry.page))
     if entry.parameters:
@@ -202,16 +216,28 @@ def _lines(entry: Entry, facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _estimates(entry: Entry) -> Iterator[str]:
     """What the built-in trainer does to fit the preset on GPUs of usual sizes; nothing where the size is not known."""
-    from lorapod.models import memory
+    from lorapod.models.memory import gpu_sizes
 
-    if entry.packaged or (measures := memory.measures_of_entry(entry)) is None:
-        return
-    load, said = memory.load_of_preset(entry, measures), ""
-    for gigabytes in memory.USUAL_GPUS:
-        means = memory.choose(measures, load, memory.usable(gigabytes * (1 << 30)))
-        if means is not None and means.words != said:
-            said = means.words
-            yield f"from {gigabytes} GB: {said or 'as it is'} ({means.peak / 1e9:.0f} GB)"
+    for gigabytes, means in gpu_sizes(entry):
+        yield f"from {gigabytes} GB: {means.words or 'as it is'} ({means.peak / 1e9:.0f} GB)"
+
+
+def _gpu(entry: Entry) -> dict[str, int | None]:
+    """Memory in GB of the smallest usual GPU on which it trains, and of that on which its weights are not rounded."""
+    from lorapod.models.memory import gpu_sizes
+
+    sizes = gpu_sizes(entry) if "builtin" in entry.trainers else []
+    return {
+        "gpu_from": next((size for size, _ in sizes), None),
+        "gpu_exact_from": next((size for size, means in sizes if not means.price), None),
+    }
+
+
+def _gpu_text(facts: dict[str, Any]) -> str:
+    least, exact = facts["gpu_from"], facts["gpu_exact_from"]
+    if least is None:
+        return "-"
+    return str(least) if exact in (least, None) else f"{least}-{exact}"
 
 
 def _support(entry: Entry, trainer: str) -> list[str]:

@@ -32,6 +32,9 @@ BYTES = {Quantization.NONE: 2.0, Quantization.FP8: 1.0, Quantization.INT8: 1.0, 
 RESERVE = 2_000_000_000
 """Bytes of a GPU for CUDA's context, workspaces and fragmentation."""
 
+GIB = 1 << 30
+"""GPU memory is sold by this, and called GB."""
+
 USUAL_GPUS = (8, 12, 16, 24, 32, 48, 80)
 """Memory of GPUs that are rented and owned, in GiB, which is what they are sold by."""
 
@@ -207,6 +210,20 @@ def usable(gpu: float) -> float:
 def gpu_for(peak: float) -> int:
     """Bytes that a GPU must have for a training of that peak."""
     return round((peak + RESERVE) / (1 - _FREE_OF_ITS_OWN))
+
+
+def gpu_sizes(entry: Entry) -> list[tuple[int, Means]]:
+    """What is done to train a base model, with its preset's values, by the size in GB of the GPU: usual sizes, the smallest
+    first, of which each does less. Empty where the base model's size is not known, or no usual GPU holds it."""
+    found: list[tuple[int, Means]] = []
+    if entry.packaged or (measures := measures_of_entry(entry)) is None:
+        return found
+    load = load_of_preset(entry, measures)
+    for gigabytes in USUAL_GPUS:
+        means = choose(measures, load, usable(gigabytes * GIB))
+        if means is not None and (not found or means.words != found[-1][1].words):
+            found.append((gigabytes, means))
+    return found
 
 
 def load_of_preset(entry: Entry, measures: Measures) -> Load:

@@ -11,11 +11,12 @@ from lorapod.captioning.registry import KNOWN, lacks
 from lorapod.errors import RequestError
 from lorapod.machine import Finding, Gpus, Severity
 from lorapod.models.catalogue import Entry, entries
+from lorapod.models.memory import GIB
 from lorapod.models.upkeep import trainers_on_disk
 from lorapod.overview import Overview, examine, gather
 from lorapod.settings import adopt_aliases, environment_of
 from lorapod.start.data import Contents, found_in
-from lorapod.start.fits import GIB, fit_of
+from lorapod.start.fits import fit_of
 from lorapod.workspace import Workspace
 
 GB = 1_000_000_000

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from lorapod.machine import Gpus
 from lorapod.models.catalogue import Entry
 from lorapod.models.memory import (
+    GIB,
     Measures,
     Wishes,
     choose,
@@ -22,9 +23,6 @@ from lorapod.models.memory import (
     usable,
 )
 from lorapod.recipe.schema import Checkpointing, Quantization
-
-GIB = 1 << 30
-"""GPU memory is sold by this, and called GB."""
 
 
 @dataclass(frozen=True)

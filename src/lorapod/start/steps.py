@@ -11,13 +11,14 @@ from pathlib import Path
 
 from lorapod.errors import RequestError
 from lorapod.models.catalogue import Entry
+from lorapod.models.memory import GIB
 from lorapod.models.plan import size_text
 from lorapod.recipe.goals import Goal, goal_preset
 from lorapod.start.answers import KEEP, TRIGGER_ALONE
 from lorapod.start.data import shared_word
 from lorapod.start.demo_data import DEMO_FOLDERS, demo_folders
 from lorapod.start.facts import GB, Facts
-from lorapod.start.fits import GIB, fit_of
+from lorapod.start.fits import fit_of
 from lorapod.start.paths import typed_folder
 from lorapod.start.recommend import GOOD_FOR, TRAINERS, base_model_for, trainer_for, trainers_of
 from lorapod.start.session import Choice, Question, Session
