@@ -27,8 +27,13 @@ class LorapodError(Exception):
 
     def to_hint(self) -> str:
         """Why and remedy in one line of whole sentences, for an event's `hint`."""
-        why = self.why if not self.why or self.why.rstrip().endswith((".", "!", "?", ":")) else f"{self.why.rstrip()}."
-        return " ".join(part for part in (why, self.remedy) if part)
+        return sentences(self.why, self.remedy)
+
+
+def sentences(*parts: str) -> str:
+    """Parts that are not empty, one behind the other, each closed by a full stop where it ends in no mark."""
+    *first, last = [part.strip() for part in parts if part and part.strip()] or [""]
+    return " ".join([*(part if part.endswith((".", "!", "?", ":")) else f"{part}." for part in first), last])
 
 
 class RequestError(LorapodError):

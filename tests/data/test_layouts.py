@@ -166,6 +166,14 @@ def test_metadata_of_sub_folders_that_are_not_looked_into_says_what_to_do(tmp_pa
     assert "recursive = true" in problem.remedy
 
 
+def test_a_sub_folder_of_control_pictures_is_known_by_its_name(tmp_path: Path) -> None:
+    draw(tmp_path / "a.png", "a")
+    draw(tmp_path / "control" / "a.png")
+    (problem,) = about(scan(tmp_path), tmp_path / "control")
+    assert "set `control` to it" in problem.remedy
+    assert not about(scan(tmp_path, control=tmp_path / "control"), tmp_path / "control")
+
+
 def test_a_trigger_file_is_no_trigger_word(tmp_path: Path) -> None:
     draw(tmp_path / "a.png", "a thing")
     (tmp_path / "trigger.txt").write_text("sks")

@@ -20,15 +20,8 @@ def test_every_preset_makes_a_recipe_of_three_lines_complete(write: Write):
     expected = {"demo", "flux-dev", "qwen-image", "sdxl", "wan2.1-t2v-1.3b", "z-image", "z-image-turbo"}
     assert expected <= set(recipe.presets.names())
     assert recipe.presets.families() == [
-        "flux",
-        "flux2",
-        "flux_kontext",
-        "qwen_image",
-        "qwen_image_edit",
-        "stable_diffusion_xl",
-        "wan",
-        "z_image",
-    ]
+        "flux", "flux2", "flux_kontext", "qwen_image", "qwen_image_edit", "stable_diffusion_xl", "wan", "z_image",
+    ]  # fmt: skip
     for name in recipe.presets.names():
         assert load_with(write, name).training.steps
 
@@ -49,13 +42,18 @@ def test_reading_a_preset_does_not_change_it(write: Write):
 @pytest.mark.parametrize("name", recipe.presets.names())
 def test_a_new_recipe_is_valid_short_and_commented(write: Write, tmp_path: Path, name: str):
     write()
+    if needs := recipe.presets.control_for(name) == "needed":
+        Path("pictures/control").mkdir()
     text = recipe.new(name, Path("pictures"), "builtin", 'a "cat"'.replace('"', "'"))
     path = tmp_path / "new.toml"
     path.write_text(text)
     found = recipe.load(path)
     assert (found.name, found.base_model.name) == ("a 'cat'", name)
     # It says what the preset says, so that reading it without its lines gives the same training.
-    assert recipe.differences(found, load_with(write, name)) == []
+    same = recipe.load(
+        write(), [f'base_model.name="{name}"', *(['datasets.0.control="pictures/control"'] if needs else [])]
+    )
+    assert recipe.differences(found, same) == []
     assert len(text.splitlines()) < 40
     assert all("#" in line for line in text.splitlines() if "=" in line and "path" not in line)
 
@@ -102,3 +100,22 @@ def test_an_added_base_model_gets_the_preset_of_its_base_else_of_its_family(
     assert "mine" in recipe.new("mine", tmp_path, workspace=workspace)
     with pytest.raises(RecipeError):
         recipe.load(written)
+
+
+def test_a_new_recipe_for_a_base_model_that_edits_names_the_control_pictures(write: Write, tmp_path: Path):
+    def control(model: str) -> Path | None:
+        path = tmp_path / "new.toml"
+        path.write_text(recipe.new(model, Path("pictures")))
+        return recipe.load(path, check_paths=False).datasets[0].control
+
+    write()
+    named = Path("pictures/control").absolute()
+    assert control("qwen-image-edit-2509") == named  # it cannot do without
+    assert control("flux-kontext-dev") is None and control("flux-dev") is None
+    named.mkdir()
+    assert control("flux-kontext-dev") == control("flux2-klein-base-4b") == named
+    assert control("flux-dev") is None
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "model_index.json").write_text('{"_class_name": "QwenImageEditPlusPipeline"}')
+    assert control(str(folder)) == named

@@ -76,6 +76,8 @@ def test_base_models_that_do_not_fit_are_listed_with_the_reason(
 def test_a_base_model_whose_weights_must_be_rounded_is_offered_and_says_so(tmp_path: Path) -> None:
     """And is not what is recommended while another one fits as it is."""
     session = session_on(tmp_path / "w", gpu(24))
+    offered = choices_of(session, "model")
+    assert "flux-kontext-dev" in offered and "qwen-image-edit-2509" not in offered  # nobody asks for control pictures
     (flux,) = [c for c in session.step("model").question(session).choices if c.value == "flux-dev"]
     assert not flux.lacks and "(here in 8 bits)" in flux.title
     assert session.step("model").question(session).default == "z-image-turbo"

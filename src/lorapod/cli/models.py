@@ -104,9 +104,7 @@ def list_command(
         typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
         return
     console = Console(highlight=False)
-    table = Table(
-        "name", "trains", "GPU, GB", "business", "access", "with", "here", box=SIMPLE_HEAD, pad_edge=False
-    )
+    table = Table("name", "trains", "GPU, GB", "business", "access", "with", "here", box=SIMPLE_HEAD, pad_edge=False)
     table.columns[0].no_wrap = True
     for row in rows:
         table.add_row(
@@ -132,13 +130,14 @@ def list_command(
 
 def _facts(entry: Entry, workspace: Workspace) -> dict[str, Any]:
     from lorapod.models.upkeep import trainers_on_disk
+    from lorapod.recipe import presets
 
     return {
         "name": entry.name,
         "title": entry.title,
         "family": entry.family,
         "modality": entry.modality,
-        "control": entry.control,
+        "control": presets.control_for(entry.name, workspace),
         **_gpu(entry),
         "parameters": entry.parameters,
         "licence": entry.licence,
@@ -192,9 +191,9 @@ def _lines(entry: Entry, facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("Family", f"{entry.family}, trains on {entry.modality}s"),
         ("Licence", f"{entry.licence}; {commercial[entry.commercial_use]}{'; gated' if entry.gated else ''}"),
     ]
-    if entry.control:
+    if facts["control"]:
         needs = {"needed": "each item needs one or more", "taken": "an item may have some"}
-        lines.append(("Edits", f"control pictures: {needs[entry.control]} (`datasets.control`)"))
+        lines.append(("Edits", f"control pictures: {needs[facts['control']]} (`datasets.control`)"))
     if entry.page:
         lines.append(("Page", entry.page))
     if entry.parameters:

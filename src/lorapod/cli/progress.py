@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
-from lorapod.errors import RunError
+from lorapod.errors import RunError, sentences
 from lorapod.events import Event
 from lorapod.runs import RunFolder, RunState, Tail, state_of, stop_run, supervisor_of
 
@@ -127,7 +127,7 @@ class _View:
         elif kind == "step":
             self._bar("train", state.step, state.total, self._facts(state))
         elif kind == "warning":
-            self.say(f"warning: {event['message']} {event.get('hint', '')}".rstrip(), "yellow")
+            self.say(f"warning: {sentences(event['message'], event.get('hint', ''))}", "yellow")
         elif kind == "info":
             self.say(event["message"])
         elif kind == "eval" and ("when" in event or event["step"] in (0, state.total)):

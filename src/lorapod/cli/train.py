@@ -147,7 +147,7 @@ def _written_recipe(workspace: Workspace, model: str, data: Path, trainer: str, 
     folder = data.expanduser().absolute()
     if not folder.is_dir():
         raise RequestError(f"There is no folder {data}", "", "Give the folder of your pictures or clips with --data.")
-    text = recipes.new(model, folder, trainer, name)
+    text = recipes.new(model, folder, trainer, name, workspace)
     stem = name or folder.name
     number = 1
     while True:

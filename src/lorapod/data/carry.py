@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from lorapod.data.scan import Item
 
-CONTROL = "control"
-
 
 def carry(item: Item, targets: Sequence[Path], controls: Path, root: Path, placement: Placement | None) -> list[str]:
     """Puts an item's caption, mask and control pictures beside what was made of it; says what of them is news.

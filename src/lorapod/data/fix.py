@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lorapod.data.buckets import Placement
-from lorapod.data.carry import CONTROL, carry
+from lorapod.data.carry import carry
 from lorapod.data.checks import Checked
 from lorapod.data.facts import Progress
 from lorapod.data.look import Look
@@ -23,6 +23,7 @@ from lorapod.data.making import NewFolder, copy_whole, free_name, renamed
 from lorapod.data.plan import TrainItem
 from lorapod.data.remake import Box, Made, placed, remake_clip, remake_picture
 from lorapod.data.scan import Item
+from lorapod.data.walk import CONTROL_FOLDER
 
 SANE_PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 SANE_CLIPS = frozenset({".mp4", ".mkv", ".mov", ".webm"})
@@ -113,7 +114,7 @@ def _copies(
     folder = NewFolder(out, {"work": work, "folders": [str(each) for each in sources]}, sources)
     jobs = list(_targets(checked, folder.root))
     taken = {target.relative_to(folder.root).parts[0] for _, target in jobs}
-    controls = folder.root / next(name for name in (CONTROL, f"{CONTROL} pictures") if name not in taken)
+    controls = folder.root / next(name for name in (CONTROL_FOLDER, f"{CONTROL_FOLDER} pictures") if name not in taken)
 
     def make_whole(item: Item, target: Path) -> Made:
         made, placement = make(item, target)

@@ -40,6 +40,9 @@ OWN_FOLDER = ".lorapod"
 MASK_FOLDERS = frozenset({"mask", "masks"})
 """Sub-folders in which other trainers' users keep masks, lower case."""
 
+CONTROL_FOLDER = "control"
+"""Sub-folder in which exports, and most people, put control pictures, lower case."""
+
 UNUSED_SUB_FOLDER = "This sub-folder holds pictures that are not used"
 
 _APPLE_DOUBLE = b"\x00\x05\x16\x07"
@@ -202,7 +205,10 @@ def _passed_by(folder: Path) -> Problem:
     if _holds_pictures(folder):
         if folder.name.lower() in MASK_FOLDERS:
             return _mask_folder(folder, used=False)
-        return Problem(Severity.WARNING, folder, UNUSED_SUB_FOLDER, "Set `recursive = true` to use them.")
+        use = "Set `recursive = true` to use them."
+        if folder.name.lower() == CONTROL_FOLDER:
+            use = "If they are what the others were edited from, for a base model that edits, set `control` to it."
+        return Problem(Severity.WARNING, folder, UNUSED_SUB_FOLDER, use)
     return Problem(Severity.INFO, folder, "This sub-folder was not looked into", "")
 
 

@@ -142,9 +142,6 @@ class Entry(_Table):
     title: str
     family: str
     modality: Literal["picture", "clip"]
-    control: Literal["needed", "taken"] | None = Field(
-        None, description="Whether it edits: each item needs control pictures, or may have some."
-    )
     parameters: int | None = Field(None, description="Weights of the denoiser; of one expert where there are two.")
     licence: str
     commercial_use: bool | None = Field(None, description="None: not known, or under conditions; read the licence.")

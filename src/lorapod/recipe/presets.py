@@ -1,7 +1,8 @@
 """Presets: named defaults for a recipe, in `presets/*.toml`.
 
-A preset is a partial recipe. Three keys are its own: `extends` names a preset whose values it starts from, `[dataset]`
-holds defaults for every table of `[[datasets]]`, and `pipelines` marks a family's preset and lists the diffusers
+A preset is a partial recipe. Four keys are its own: `extends` names a preset whose values it starts from, `[dataset]`
+holds defaults for every table of `[[datasets]]`, `control` says of a base model that edits whether each item needs control
+pictures or may have some, and `pipelines` marks a family's preset and lists the diffusers
 pipelines that are of the family, so that a base model given as a folder gets defaults too.
 
 A preset gives no key that may be absent from a recipe (`adapter.alpha`, paths), `training.steps` excepted: a resolved
@@ -50,7 +51,8 @@ def values(name: str) -> dict[str, Any]:
     """
     preset = dict(_stored()[name])
     base = preset.pop("extends", None)
-    preset.pop("pipelines", None)
+    for own in ("pipelines", "control"):
+        preset.pop(own, None)
     return merge(values(base), preset) if base else merge({}, preset)
 
 
@@ -60,22 +62,37 @@ def preset_for(base_model: str, workspace: Workspace | None = None) -> dict[str,
     Its own preset; for one that was added to `workspace`, that of what it is a fine-tune of, else its family's; for a
     diffusers folder, its family's; {} for anything else.
     """
+    name = _name_for(base_model, workspace)
+    return values(name) if name else {}
+
+
+def control_for(base_model: str, workspace: Workspace | None = None) -> str | None:
+    """Whether a base model's items need control pictures (`needed`) or may have some (`taken`); None if it does not edit."""
+    name = _name_for(base_model, workspace)
+    return control_of(name) if name else None
+
+
+def control_of(name: str) -> str | None:
+    """Likewise of a preset, a base model's or a family's."""
+    preset = _stored().get(name, {})
+    own: str | None = preset.get("control")
+    return own or (control_of(preset["extends"]) if "extends" in preset else None)
+
+
+def _name_for(base_model: str, workspace: Workspace | None) -> str | None:
     if base_model in names():
-        return values(base_model)
+        return base_model
     added = _added(base_model, workspace)
     seen = {base_model}
     while (base := added.get("based_on")) in _stored() or (isinstance(base, str) and base not in seen):
         if base in _stored():
-            return values(str(base))
+            return str(base)
         seen.add(base)
         added = added | {"based_on": None} | _added(base, workspace)
     if added.get("family") in families():
-        return values(str(added["family"]))
+        return str(added["family"])
     pipeline = _pipeline_of(Path(base_model))
-    for name in families():
-        if pipeline in _stored()[name]["pipelines"]:
-            return values(name)
-    return {}
+    return next((name for name in families() if pipeline in _stored()[name]["pipelines"]), None)
 
 
 def is_added(name: str, workspace: Workspace | None) -> bool:

@@ -58,7 +58,13 @@ def new(
         recipe.training.steps = steps_for(goal, items, model, workspace)
         times = passes_of(recipe.training.steps, items, model, workspace)
         why = f"{items} items, each about {times} times; {why}"
-    return _text(recipe, data, model, why)
+    return _text(recipe, data, model, why, _control(data, model, workspace))
+
+
+def _control(data: Path, model: str, workspace: Workspace | None) -> Path | None:
+    """The folder of control pictures that a recipe names: where a base model needs them, or where there is one."""
+    use, folder = presets.control_for(model, workspace), data / "control"
+    return folder if use == "needed" or (use == "taken" and folder.is_dir()) else None
 
 
 def _checked_trainer(trainer: str) -> TrainerName:
@@ -102,7 +108,7 @@ def _quoted(text: str) -> str:
     return tomlkit.item(text).as_string()
 
 
-def _text(recipe: Recipe, data: Path, model: str, why_steps: str) -> str:
+def _text(recipe: Recipe, data: Path, model: str, why_steps: str, control: Path | None) -> str:
     dataset: DatasetSection = recipe.datasets[0]
     items = "pictures and clips" if recipe.previews.frames > 1 else "pictures"
     lines = [
@@ -118,6 +124,11 @@ def _text(recipe: Recipe, data: Path, model: str, why_steps: str) -> str:
         "",
         "[[datasets]]",
         f"path = {_quoted(data.as_posix())}  # folder of {items}, each with a caption in a .txt file of the same name",
+        *(
+            [f"control = {_quoted(control.as_posix())}  # folder of what each was edited from, under the same name"]
+            if control
+            else []
+        ),
         f"trigger_word = {_quoted(dataset.trigger_word)}  # a rare word put before every caption, to call the LoRA by",
         f"resolutions = {dataset.resolutions}  # sides in pixels; smaller is faster and needs less memory",
         f"repeats = {dataset.repeats}  # how often each of them is seen in an epoch",
