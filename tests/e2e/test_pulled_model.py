@@ -145,3 +145,5 @@ def test_a_model_is_pulled_through_faults_and_a_lora_is_trained_on_it_and_on_a_f
     assert "ready for builtin" in added and hub.sent_bytes == sent
     of_mine = trained("mine", "catalogue")
     assert any(not torch.equal(tensor, with_adapter[name]) for name, tensor in of_mine.items()), "the base was trained"
+    tiny = ["--set", "training.steps=1", "--set", "datasets.0.resolutions=[64]", "--set", "previews.at_end=false"]
+    assert "pictures.safetensors" in lorapod("train", "--model", "mine", "--data", tmp_path / "pictures", *tiny, *short)
