@@ -4,13 +4,15 @@
     python benchmarks/gpu.py wan2.1-t2v-1.3b 832x480x33 --compile on --checkpointing off
     python benchmarks/gpu.py --tiny z-image wan2.1-t2v-1.3b            the same code on the CPU, in seconds
     python benchmarks/gpu.py z-image --musubi CHECKOUT --musubi-python VENV/bin/python
+    python benchmarks/gpu.py flux-dev --diffusion-pipe CHECKOUT --diffusion-pipe-python VENV/bin/python
     python benchmarks/gpu.py                                           every model; tiny where there is no GPU
 
 One command, unattended: every model is timed at every shape eager and compiled, with and without activation checkpointing,
 each in a process of its own, and what is out of memory or fails is noted and the rest goes on. Results go to
 results/gpu-DEVICE.json and .md as they come; a cell that is measured again replaces its old row. The goals beside them
 are for one H100 in bf16, batch 1, rank 16. Given a checkout of musubi-tuner, its own training is timed in the same cells,
-each after ours, on random weights in its own file layout.
+each after ours, on random weights in its own file layout; given one of diffusion-pipe, likewise, on base models that were
+pulled for it (`lorapod models pull NAME --for diffusion-pipe`).
 Not measured: VAE and text encoders, reading the cache, several GPUs.
 """
 
@@ -60,6 +62,11 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="tiny models, also on the CPU; measures nothing")
     parser.add_argument("--musubi", type=Path, metavar="CHECKOUT", help="times musubi-tuner too")
     parser.add_argument("--musubi-python", type=Path, default=Path(sys.executable), help="that has its packages")
+    parser.add_argument("--diffusion-pipe", type=Path, metavar="CHECKOUT", help="times diffusion-pipe too")
+    parser.add_argument("--diffusion-pipe-python", type=Path, default=Path(sys.executable), help="likewise")
+    parser.add_argument(
+        "--workspace", type=Path, default=Path.home() / "lorapod", help="with base models that were pulled for it"
+    )
     parser.add_argument("--cell", help=argparse.SUPPRESS)
     args = parser.parse_args(given)
     if args.cell:
@@ -112,8 +119,8 @@ def run_cell(cell: dict[str, Any], limit: float) -> dict[str, Any]:
     """The row of a cell from a process of its own; what becomes of that process is noted, whatever it is."""
     command = [sys.executable, str(Path(__file__).resolve()), "--cell", json.dumps({"began": time.time(), **cell})]
     environment = {**os.environ, "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
-    known = {key: value for key, value in cell.items() if key not in ("cache", "peak", "musubi")}
-    known |= {"trainer": "musubi"} if "musubi" in cell else {}
+    known = {key: value for key, value in cell.items() if key not in ("cache", "peak", "peer")}
+    known |= {"trainer": cell["peer"][0]} if "peer" in cell else {}
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit, env=environment, check=False)
     except subprocess.TimeoutExpired:
@@ -123,6 +130,19 @@ def run_cell(cell: dict[str, Any], limit: float) -> dict[str, Any]:
         why = done.stderr.strip()[-TAIL:] or f"the process ended with {done.returncode} and said nothing"
         return {**known, "state": "failed", "why": why}
     return dict(json.loads(row))
+
+
+def peers(args: argparse.Namespace, files: str) -> list[list[str]]:
+    """Each other trainer's name, checkout, Python and files; a virtual environment's python is a link and stays one."""
+    given = [
+        ("musubi", args.musubi, args.musubi_python, Path(files)),
+        ("diffusion-pipe", args.diffusion_pipe, args.diffusion_pipe_python, args.workspace),
+    ]
+    return [
+        [name, str(home.resolve()), str(python.absolute()), str(rest.absolute())]
+        for name, home, python, rest in given
+        if home
+    ]
 
 
 def beside(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
@@ -141,12 +161,12 @@ def one_cell(text: str) -> None:
     from lorapod.events import PREFIX
 
     given = json.loads(text)
-    began, musubi = given.pop("began"), given.pop("musubi", None)
+    began, peer = given.pop("began"), given.pop("peer", None)
     with events_aside() as events:
-        if musubi:
-            from gpu_parts.peers import Peer, measure_musubi
+        if peer:
+            from gpu_parts.peers import Peer, measure_peer
 
-            row = measure_musubi(Cell(**given), Peer(*map(Path, musubi)))
+            row = measure_peer(Cell(**given), Peer(peer[0], *map(Path, peer[1:])))
         else:
             row = measure(Cell(**given), began)
     lines = [line.removeprefix(PREFIX) for line in events.getvalue().split("\n") if line.startswith(PREFIX)]
@@ -163,9 +183,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="lorapod-peers-") as files:
         for cell in cells(args):
             found = [run_cell(cell, args.limit)]
-            if args.musubi:
-                peer = [args.musubi.resolve(), args.musubi_python.absolute(), files]  # a venv's python is a link
-                found.append(beside(found[0], run_cell({**cell, "musubi": list(map(str, peer))}, args.limit)))
+            found += [beside(found[0], run_cell({**cell, "peer": peer}, args.limit)) for peer in peers(args, files)]
             for row in found:
                 rows.append(row)
                 print(line_of(row), flush=True)

@@ -2,9 +2,9 @@
 
 musubi-tuner is given a random base model in the file layout that it reads, and latents and captions in the form of its own
 caches, so that its caching stages and their encoders are not needed; then its training runs until it is timed, and is ended.
-Seconds a step are the wall clock between two of its progress lines; memory is what the whole device has in use.
-Not covered: diffusion-pipe, whose caches only its own encoders make; SDXL and FLUX.1-dev, which musubi-tuner does not
-train.
+diffusion-pipe's caches only its own encoders make: it is given a base model that was pulled for it, and pictures or clips of
+noise, and caches them first. Seconds a step are the wall clock between two progress lines; memory is what the whole device
+has in use. Not covered: SDXL and FLUX.1-dev with musubi-tuner, which does not train them.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -31,40 +33,60 @@ from gpu_parts.gpu_state import GpuState
 from gpu_parts.measure import Cell, device_name, text_tokens
 from gpu_parts.models import Shape, latents_shape, random_denoiser, random_text, write_base
 from lorapod import recipe as recipes
+from lorapod.engine.clips import write_clip
 from lorapod.engine.families import family_of
+from lorapod.errors import LorapodError
 from lorapod.models import BaseModel, Entry, catalogue
 from lorapod.recipe import Recipe
-from lorapod.trainers.musubi.parse import Reader
-from lorapod.trainers.musubi.render import render
-from lorapod.trainers.rendering import RenderContext, View
+from lorapod.trainers.diffusion_pipe.parse import Reader as DiffusionPipeReader
+from lorapod.trainers.diffusion_pipe.render import render as render_diffusion_pipe
+from lorapod.trainers.locations import present_files
+from lorapod.trainers.musubi.parse import Reader as MusubiReader
+from lorapod.trainers.musubi.render import render as render_musubi
+from lorapod.trainers.rendering import RenderContext, RenderedStage, Rendering, View
+from lorapod.workspace import Workspace
 
 ITEMS = 4
+FPS = 16.0
+Reader = MusubiReader | DiffusionPipeReader
+
 ARCHITECTURES = {"wan": ("wan", "t5"), "z_image": ("zi", "llm_embed"), "qwen_image": ("qi", "vl_embed")}
 """By family: what musubi-tuner calls it in names of cache files, and its caption's tensor in them."""
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A checkout of musubi-tuner, the Python that has its packages, and a folder that keeps random weights for it."""
+    """Another trainer.
 
+    Attributes:
+        trainer: `musubi` or `diffusion-pipe`.
+        home: Its checkout.
+        python: What has its packages.
+        files: Of musubi-tuner a folder that keeps random weights for it; of diffusion-pipe the workspace with base models.
+    """
+
+    trainer: str
     home: Path
     python: Path
     files: Path
 
 
-def measure_musubi(cell: Cell, peer: Peer) -> dict[str, Any]:
+def measure_peer(cell: Cell, peer: Peer) -> dict[str, Any]:
     """The row of a cell, as `measure.measure` gives it."""
-    row: dict[str, Any] = {"trainer": "musubi", **asdict(cell)}
+    row: dict[str, Any] = {"trainer": peer.trainer, **asdict(cell)}
     row = {key: value for key, value in row.items() if key not in ("cache", "peak")}
     row["text_tokens"] = text_tokens(cell)
     try:
         with tempfile.TemporaryDirectory(prefix="lorapod-peer-") as folder:
-            return row | _timed(cell, peer, Path(folder))
+            timed = _musubi if peer.trainer == "musubi" else _diffusion_pipe
+            return row | timed(cell, peer, Path(folder))
     except ValueError as error:
         return row | {"state": "not possible", "why": str(error)}
+    except LorapodError as error:
+        return row | {"state": "not possible", "why": f"{error.what}. {error.to_hint()}"}
 
 
-def _timed(cell: Cell, peer: Peer, folder: Path) -> dict[str, Any]:
+def _musubi(cell: Cell, peer: Peer, folder: Path) -> dict[str, Any]:
     entry = catalogue().get(cell.model)
     if entry is None or entry.family not in ARCHITECTURES:
         raise ValueError(f"musubi-tuner does not train {cell.model}")
@@ -72,7 +94,7 @@ def _timed(cell: Cell, peer: Peer, folder: Path) -> dict[str, Any]:
     weights = peer.files / f"{cell.model}-{cell.precision}{'-tiny' if cell.tiny else ''}.safetensors"
     if not weights.is_file():
         _write_weights(base, weights, cell.precision)
-    recipe = _recipe(cell, folder)
+    recipe = _recipe(cell, folder, peer.trainer)
     parts = {f"{spec.layout}/{spec.part}": folder / "not-needed.safetensors" for spec in entry.files_for("musubi")}
     parts |= {name: weights for name in parts if "transformer" in name}
     kind = "clip" if Shape.of(cell.shape).frames > 1 else "picture"
@@ -84,22 +106,64 @@ def _timed(cell: Cell, peer: Peer, folder: Path) -> dict[str, Any]:
         folder / "rendered", peer.home, peer.python, parts, [folder / "data"], folder / "run" / "output",
         views=[View(0, kind, folder / "data", 16)],
     )  # fmt: skip
-    rendering = render(recipe, entry, context)
-    for file in rendering.files:
-        path = context.folder / file.path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(file.text, encoding="utf-8")
+    rendering = render_musubi(recipe, entry, context)
+    _write_files(rendering, context.folder)
     _write_caches(base, entry, cell, tomllib.loads(rendering.files[0].text)["datasets"][0]["cache_directory"])
     stage = rendering.stages[-1]
-    return _watched(cell, stage.argv, {**os.environ, **stage.env}, stage.cwd, stage.name)
+    return _watched(cell, stage, MusubiReader(stage.name))
 
 
-def _recipe(cell: Cell, folder: Path) -> Recipe:
+def _diffusion_pipe(cell: Cell, peer: Peer, folder: Path) -> dict[str, Any]:
+    entry = catalogue().get(cell.model)
+    if entry is None or "diffusion-pipe" not in entry.trainers:
+        raise ValueError(f"diffusion-pipe does not train {cell.model}")
+    recipe, shape = _recipe(cell, folder, peer.trainer), Shape.of(cell.shape)
+    fps = entry.geometry.fps if entry.geometry else None
+    kind, items = _write_noise(cell, folder / "data", fps or FPS), max(ITEMS, cell.batch)
+    context = RenderContext(
+        folder / "rendered", peer.home, peer.python, present_files(recipe, entry, Workspace(peer.files)),
+        [folder / "data"], folder / "run" / "output", views=[View(0, kind, folder / "data", fps or FPS)],
+        steps_per_epoch=items // cell.batch,
+    )  # fmt: skip
+    rendering = render_diffusion_pipe(recipe, entry, context)
+    _write_files(rendering, context.folder)
+    caching, training = rendering.stages[0], rendering.stages[-1]
+    done = subprocess.run(
+        caching.argv, cwd=caching.cwd, env={**os.environ, **caching.env}, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        tail = (done.stdout + done.stderr).strip().splitlines()[-6:]
+        return {"state": "failed", "why": f"it did not cache items of {shape}: " + " | ".join(tail)[-1500:]}
+    return _watched(cell, training, DiffusionPipeReader(training.name))
+
+
+def _write_files(rendering: Rendering, folder: Path) -> None:
+    for file in rendering.files:
+        path = folder / file.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(file.text, encoding="utf-8")
+
+
+def _write_noise(cell: Cell, folder: Path, fps: float) -> Literal["picture", "clip"]:
+    """Items of noise, of the cell's shape and with captions of its length; says what they are."""
+    shape, generator = Shape.of(cell.shape), np.random.default_rng(3)
+    folder.mkdir()
+    for number in range(max(ITEMS, cell.batch)):
+        frames = generator.integers(0, 256, (shape.frames, shape.height, shape.width, 3), dtype=np.uint8)
+        if shape.frames > 1:
+            write_clip(folder / f"item{number}.mp4", frames, fps, {})
+        else:
+            Image.fromarray(frames[0]).save(folder / f"item{number}.png")
+        (folder / f"item{number}.txt").write_text("word " * text_tokens(cell), encoding="utf-8")
+    return "clip" if shape.frames > 1 else "picture"
+
+
+def _recipe(cell: Cell, folder: Path, trainer: str) -> Recipe:
     shape = Shape.of(cell.shape)
     dataset = f'path = "data"\nresolutions = [{round((shape.width * shape.height) ** 0.5)}]\n'
     if shape.frames > 1:
         dataset += f"frames = [{shape.frames}]\n"
-    text = f'name = "peer"\ntrainer = "musubi"\n[base_model]\nname = "{cell.model}"\n[[datasets]]\n{dataset}'
+    text = f'name = "peer"\ntrainer = "{trainer}"\n[base_model]\nname = "{cell.model}"\n[[datasets]]\n{dataset}'
     (folder / "recipe.toml").write_text(text + "[previews]\nprompts = []\n", encoding="utf-8")
     overrides = [
         f"adapter.rank={cell.rank}", f"training.batch_size={cell.batch}", "training.steps=100000",
@@ -156,14 +220,15 @@ def _write_caches(base: BaseModel, entry: Entry, cell: Cell, folder: str) -> Non
         save_file({f"varlen_{caption}_bfloat16": text}, where / f"item{number}_{architecture}_te.safetensors", about)
 
 
-def _watched(cell: Cell, argv: list[str], environment: dict[str, str], home: Path, stage: str) -> dict[str, Any]:
+def _watched(cell: Cell, stage: RenderedStage, reader: Reader) -> dict[str, Any]:
     """Runs the training until its windows are timed."""
     device, before = _device(), _device_gb()
     count = max(1, cell.steps // cell.windows)
     began = time.monotonic()
     process = subprocess.Popen(
-        argv, cwd=home, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-    )
+        stage.argv, cwd=stage.cwd, env={**os.environ, **stage.env}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )  # fmt: skip
     first: float | None = None
     marks: list[tuple[int, float]] = []
     losses: list[float] = []
@@ -171,7 +236,7 @@ def _watched(cell: Cell, argv: list[str], environment: dict[str, str], home: Pat
     state = GpuState(device)
     tail: list[str] = []
     try:
-        for now, line, step, loss in _steps(process, stage):
+        for now, line, step, loss in _steps(process, reader):
             tail = [*tail[-20:], line]
             if step is None:
                 continue
@@ -202,10 +267,9 @@ def _watched(cell: Cell, argv: list[str], environment: dict[str, str], home: Pat
     }  # fmt: skip
 
 
-def _steps(process: subprocess.Popen[bytes], stage: str) -> Iterator[tuple[float, str, int | None, float]]:
+def _steps(process: subprocess.Popen[bytes], reader: Reader) -> Iterator[tuple[float, str, int | None, float]]:
     """Each line of its output as it comes: when, what, and the step and loss that it tells."""
     assert process.stdout is not None
-    reader = Reader(stage)
     while data := os.read(process.stdout.fileno(), 1 << 16):
         now = time.monotonic()
         for line in re.split(

@@ -13,8 +13,9 @@ import psutil
 import pytest
 import torch
 
-from fakes.external import FAKES
+from fakes.external import FAKES, with_model
 from lorapod.recipe import TrainerName
+from lorapod.workspace import Workspace
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -74,6 +75,30 @@ def test_another_trainer_is_timed_in_the_same_cell(tmp_path: Path) -> None:
     ours, theirs = rows[:2]
     assert theirs["seconds_a_step"] >= 0.05 and theirs["steps_timed"] >= 6
     assert theirs["ours_is_faster_by"] == pytest.approx(theirs["seconds_a_step"] / ours["seconds_a_step"])
+    assert not psutil.Process().children(recursive=True)
+
+
+def test_diffusion_pipe_is_timed_on_what_was_pulled_for_it(tmp_path: Path) -> None:
+    """With the stand-in for it: pictures and clips are cached first; a base model that is not here is a row that says so."""
+    workspace = Workspace(tmp_path / "workspace")
+    with_model(workspace, "wan2.1-t2v-1.3b")
+    command = [
+        sys.executable, str(BENCHMARKS / "gpu.py"), "--tiny", "wan2.1-t2v-1.3b", "z-image", "64x64x5", "64x64",
+        "--checkpointing", "on", "--results", str(tmp_path), "--workspace", str(workspace.root),
+        "--diffusion-pipe", str(FAKES[TrainerName.DIFFUSION_PIPE]),
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "FAKE_DP_SECONDS": "0.05"}
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(next(tmp_path.glob("*.json")).read_text(encoding="utf-8"))["rows"]
+    theirs = [row for row in rows if row.get("trainer") == "diffusion-pipe"]
+    assert [(row["model"], row["shape"], row["state"]) for row in theirs] == [
+        ("wan2.1-t2v-1.3b", "64x64x5", "measured"), ("wan2.1-t2v-1.3b", "64x64", "measured"),
+        ("z-image", "64x64", "not possible"),
+    ]  # fmt: skip
+    assert all(row["seconds_a_step"] >= 0.05 and row["ours_is_faster_by"] > 0 for row in theirs[:2])
+    assert "lorapod models pull z-image" in theirs[2]["why"]
     assert not psutil.Process().children(recursive=True)
 
 
