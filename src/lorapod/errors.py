@@ -31,9 +31,16 @@ class LorapodError(Exception):
 
 
 def sentences(*parts: str) -> str:
-    """Parts that are not empty, one behind the other, each closed by a full stop where it ends in no mark."""
-    *first, last = [part.strip() for part in parts if part and part.strip()] or [""]
-    return " ".join([*(part if part.endswith((".", "!", "?", ":")) else f"{part}." for part in first), last])
+    """Parts that are not empty, one behind the other, each closed by a full stop where it ends in no mark; what follows a
+    part of several lines begins a line of its own."""
+    text = ""
+    for part in filter(None, map(str.strip, parts)):
+        if "\n" in text:
+            text += "\n"
+        elif text:
+            text += " " if text.endswith((".", "!", "?", ":")) else ". "
+        text += part
+    return text
 
 
 class RequestError(LorapodError):

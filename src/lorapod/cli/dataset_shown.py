@@ -80,25 +80,29 @@ def print_unread(checked: Checked) -> None:
 
 
 def _print_problems(console: Console, problems: Sequence[Problem], folder: Path) -> None:
-    """Problems with one remedy together: what it is and what to do, then the files, each with what is its own."""
+    """Problems with one remedy together: what it is and what to do, then the files; where each has something of its
+    own, that comes first."""
     from rich.text import Text
 
     from lorapod.data import shown
+    from lorapod.errors import sentences
 
     style = {"error": "bold red", "warning": "yellow", "info": "dim"}
     kinds: dict[tuple[str, str], list[Problem]] = {}
     for problem in problems:
         kinds.setdefault((problem.severity.value, problem.remedy or problem.what), []).append(problem)
     for (severity, _), alike in kinds.items():
-        whats = {problem.what for problem in alike}
-        remedy = alike[0].remedy
-        head = f"{alike[0].what}. {remedy}" if len(whats) == 1 else remedy or f"{len(alike)} items"
-        console.print(Text.assemble((severity, style[severity]), f"  {head}".rstrip()))
+        same = len({problem.what for problem in alike}) == 1
+        count = f"{len(alike)} {'item' if len(alike) == 1 else 'items'}"
+        head = sentences(alike[0].what, alike[0].remedy) if same else f"{count}:"
+        console.print(Text.assemble((severity, style[severity]), f"  {head}"))
         for problem in alike[:_SHOWN_OF_A_KIND]:
             name = shown(_within(problem.path, folder))
-            console.print(Text(f"    {name}" if len(whats) == 1 else f"    {name}: {problem.what}"))
+            console.print(Text(f"    {name}" if same else f"    {name}: {problem.what}"))
         if len(alike) > _SHOWN_OF_A_KIND:
             console.print(Text(f"    and {len(alike) - _SHOWN_OF_A_KIND} more"))
+        if not same and alike[0].remedy:
+            console.print(Text(f"  {alike[0].remedy}"))
 
 
 def check_as_json(checked: Checked) -> dict[str, Any]:

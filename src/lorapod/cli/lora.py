@@ -54,7 +54,9 @@ def _group() -> None:
 
 @app.command()
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A LoRA file (.safetensors), from any trainer.", show_default=False)],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A LoRA file (.safetensors), from any trainer.", show_default=False)
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON, for programs.")] = False,
     keys: Annotated[bool, typer.Option("--keys", help="List every adapted layer too.")] = False,
 ) -> None:
@@ -78,7 +80,9 @@ def inspect(
 
 @app.command()
 def convert(
-    file: Annotated[Path, typer.Argument(help="A LoRA file (.safetensors), from any trainer.", show_default=False)],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A LoRA file (.safetensors), from any trainer.", show_default=False)
+    ],
     to: Annotated[LoraFormat, typer.Option("--to", help="The key layout to write.")] = LoraFormat.COMFYUI,
     out: Annotated[
         Path | None,
@@ -101,7 +105,9 @@ def convert(
 
 @app.command()
 def resize(
-    file: Annotated[Path, typer.Argument(help="A LoRA file (.safetensors), from any trainer.", show_default=False)],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A LoRA file (.safetensors), from any trainer.", show_default=False)
+    ],
     rank: Annotated[int, typer.Option("--rank", min=1, help="The largest rank to keep.", show_default=False)],
     to: Annotated[LoraFormat, typer.Option("--to", help="The key layout to write.")] = LoraFormat.COMFYUI,
     out: Annotated[
@@ -121,7 +127,9 @@ def resize(
 
 @app.command()
 def merge(
-    files: Annotated[list[Path], typer.Argument(help="LoRA files of one base model.", show_default=False)],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILES", help="LoRA files of one base model.", show_default=False)
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Where to write.", show_default=False)],
     strength: Annotated[
         list[float] | None, typer.Option("--strength", "-s", help="Strength of each file, in their order. Default: 1.")
@@ -153,8 +161,10 @@ def merge(
 
 @app.command()
 def compare(
-    one: Annotated[Path, typer.Argument(help="A LoRA file.", show_default=False)],
-    other: Annotated[Path, typer.Argument(help="Another, of the same base model.", show_default=False)],
+    one: Annotated[Path, typer.Argument(metavar="ONE", help="A LoRA file.", show_default=False)],
+    other: Annotated[
+        Path, typer.Argument(metavar="OTHER", help="Another, of the same base model.", show_default=False)
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print every layer as JSON, for programs.")] = False,
     family: FamilyOption = None,
 ) -> None:

@@ -13,7 +13,8 @@ from lorapod.workspace import Workspace
 
 app = typer.Typer(help="List, watch and stop runs.", no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 Reference = Annotated[
-    str | None, typer.Argument(help="A run by id, name or folder. [default: the newest]", show_default=False)
+    str | None,
+    typer.Argument(metavar="RUN", help="A run by id, name or folder. [default: the newest]", show_default=False),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 

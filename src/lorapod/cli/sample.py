@@ -12,7 +12,7 @@ from lorapod.workspace import Workspace
 
 def sample(
     context: typer.Context,
-    lora: Annotated[str, typer.Argument(help="A LoRA file, or a run (id, name or folder).")],
+    lora: Annotated[str, typer.Argument(metavar="LORA", help="A LoRA file, or a run (id, name or folder).")],
     prompt: Annotated[list[str] | None, typer.Option(help="What to draw; several times for several rows.")] = None,
     strength: Annotated[
         list[float] | None, typer.Option(help="Strengths of the LoRA, a column each. [default: 0, 0.5, 1]")

@@ -21,11 +21,17 @@ def train(
     context: typer.Context,
     recipe: Annotated[
         Path | None,
-        typer.Argument(help="The recipe, a TOML file; with --resume it may be left out.", show_default=False),
+        typer.Argument(
+            metavar="RECIPE", help="The recipe, a TOML file; with --resume it may be left out.", show_default=False
+        ),
     ] = None,
     run: Annotated[
         str | None,
-        typer.Argument(help="With --resume: the run, by id, name or folder. [default: the newest]", show_default=False),
+        typer.Argument(
+            metavar="RUN",
+            help="With --resume: the run, by id, name or folder. [default: the newest]",
+            show_default=False,
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run from its newest checkpoint.")] = False,
     set_: Annotated[
