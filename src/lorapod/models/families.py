@@ -9,7 +9,7 @@ from __future__ import annotations
 import tomllib
 from functools import cache
 from importlib import resources
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -25,17 +25,41 @@ class Shift(_Table):
     mu: tuple[float, float]
 
 
-class Memory(_Table):
-    """What training takes of a denoiser of transformer blocks that are alike."""
+class BlocksMemory(_Table):
+    """What training takes of a denoiser of transformer blocks that are alike, in units of its width and of that inside its
+    feed-forward layers."""
 
-    layers: Annotated[list[str], Field(min_length=1)] = Field(
-        description="Keys of the denoiser's configuration that count its blocks."
+    width: tuple[str, ...] = Field(
+        ("num_attention_heads", "attention_head_dim"),
+        description="Keys of the denoiser's configuration whose product is its width.",
     )
+    inner: str | None = Field(None, description="Key of the width inside feed-forward layers, where it counts apart.")
+    layers: dict[str, int] = Field(min_length=1, description="Keys that count its blocks, with how often each counts.")
     saved: float = Field(
-        description="Bytes kept of a token by a block without checkpointing, in 16 bits, over the model's width."
+        description="Bytes kept of a token by a block without checkpointing, in 16 bits, over the width."
     )
-    trained: float = Field(description="Weights of an adapter of rank 1 on a block, over the model's width.")
-    text_tokens: int = Field(description="That go through the blocks beside those of the picture.")
+    saved_inner: float = Field(0, description="Likewise, over the inner width.")
+    trained: float = Field(description="Weights of an adapter of rank 1 on a block, over the width.")
+    trained_inner: float = Field(0, description="Likewise, over the inner width.")
+    text_tokens: int = Field(0, description="That go through the blocks beside those of the picture.")
+    cells: dict[int, int] = Field({}, description="Channels of the latents to pixels a side of a token, where not 16.")
+
+
+class WholeMemory(_Table):
+    """What training takes of a denoiser of one size."""
+
+    blocks: int
+    saved: float = Field(description="Bytes kept of a token without checkpointing, in 16 bits, by all blocks together.")
+    kept: float = Field(description="Likewise with checkpointing.")
+    attention: float = Field(description="Likewise of the outputs of attention.")
+    trained: float = Field(description="Weights of an adapter of rank 1.")
+
+
+class Size(_Table):
+    """A full size of the denoiser."""
+
+    most: float = Field(float("inf"), description="Weights up to which a base model is of this size.")
+    config: dict[str, Any] = Field(description="Configuration of the denoiser, as far as memory asks.")
 
 
 class FamilyFacts(_Table):
@@ -48,8 +72,8 @@ class FamilyFacts(_Table):
     )
     lora_keys: str = Field(description="Regular expression of what only its LoRAs' module names begin with.")
     shift: Shift | None = None
-    memory: Memory | None = None
-    config: dict[str, Any] = Field({}, description="Full-size configuration of the denoiser, as far as memory asks.")
+    memory: BlocksMemory | WholeMemory | None = None
+    sizes: tuple[Size, ...] = Field((), description="The smallest first.")
 
 
 @cache

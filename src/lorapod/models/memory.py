@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorapod.models.catalogue import Entry
-from lorapod.models.families import family_facts
+from lorapod.models.families import WholeMemory, family_facts
 from lorapod.recipe import presets
 from lorapod.recipe.schema import Checkpointing, Quantization
 
@@ -158,48 +158,32 @@ class Wishes:
 
 def measures_of(family: str, config: Mapping[str, Any], parameters: int) -> Measures | None:
     """Of a denoiser's configuration; None for a family that was not measured."""
-    if family == "sdxl":
-        return Measures(parameters, 11, 1.34e6, 0.12e6, 0.1e6, 1.4515e6)
-    text, cell = 0, 16
-    if family == "z_image":
-        width, layers = config["dim"], config["n_layers"] + 2 * config["n_refiner_layers"]
-        block, trained, text = 65.3 * width, 19.0 * width, 128
-    elif (facts := family_facts().get(family)) and (memory := facts.memory):
-        width = config["num_attention_heads"] * config["attention_head_dim"]
-        layers, text = sum(config[key] for key in memory.layers), memory.text_tokens
-        block, trained = memory.saved * width, memory.trained * width
-    elif family == "wan":
-        width, layers = config["num_attention_heads"] * config["attention_head_dim"], config["num_layers"]
-        block, trained = 42.4 * width + 4.0 * config["ffn_dim"], 18 * width + 2 * config["ffn_dim"]
-        cell = 32 if config.get("in_channels") == 48 else 16  # the VAE of Wan 2.2 TI2V halves sides once more
-    else:
+    facts = family_facts().get(family)
+    memory = facts.memory if facts else None
+    if memory is None:
         return None
+    if isinstance(memory, WholeMemory):
+        return Measures(parameters, memory.blocks, memory.saved, memory.kept, memory.attention, memory.trained)
+    width, inner = math.prod(config[key] for key in memory.width), config[memory.inner] if memory.inner else 0
+    layers = sum(config[key] * times for key, times in memory.layers.items())
+    saved, trained = (
+        a * width + b * inner for a, b in ((memory.saved, memory.saved_inner), (memory.trained, memory.trained_inner))
+    )
     row = 2 * width * layers
-    return Measures(parameters, layers, block * layers, 1.05 * row, row, trained * layers, text, cell)
-
-
-_CONFIGS: dict[str, Mapping[str, Any]] = {
-    "z_image": {"dim": 3840, "n_layers": 30, "n_refiner_layers": 2},
-    "sdxl": {},
-}
-_WAN = (
-    (3e9, {"num_attention_heads": 12, "attention_head_dim": 128, "num_layers": 30, "ffn_dim": 8960}),
-    (
-        9e9,
-        {"num_attention_heads": 24, "attention_head_dim": 128, "num_layers": 30, "ffn_dim": 14336, "in_channels": 48},
-    ),
-    (math.inf, {"num_attention_heads": 40, "attention_head_dim": 128, "num_layers": 40, "ffn_dim": 13824}),
-)
-"""Full-size configurations of families that differ from `families/*.toml`, of Wan by the number of parameters."""
+    return Measures(
+        parameters, layers, saved * layers, 1.05 * row, row, trained * layers, memory.text_tokens,
+        memory.cells.get(config.get("in_channels", 0), 16),
+    )  # fmt: skip
 
 
 def measures_of_entry(entry: Entry) -> Measures | None:
     """Of a base model of the catalogue; None where its size or its family's is not known."""
     if entry.parameters is None:
         return None
-    wan = next(config for most, config in _WAN if entry.parameters < most)
-    config = wan if entry.family == "wan" else _CONFIGS.get(entry.family) or family_facts()[entry.family].config
-    return measures_of(entry.family, config, entry.parameters)
+    for size in family_facts()[entry.family].sizes:
+        if entry.parameters < size.most:
+            return measures_of(entry.family, size.config, entry.parameters)
+    return None
 
 
 def usable(gpu: float) -> float:
@@ -227,13 +211,15 @@ def gpu_sizes(entry: Entry) -> list[tuple[int, Means]]:
 
 
 def load_of_preset(entry: Entry, measures: Measures) -> Load:
-    """One item of the size, and an adapter of the rank, that the base model's preset has."""
+    """One item of the size, and an adapter of the rank, that the base model's preset has; with a control picture where each
+    item must have one."""
     preset = presets.preset_for(entry.based_on or entry.name)
     dataset = preset.get("dataset", {})
     side, frames = max(dataset.get("resolutions", [1024])), 1
     if entry.modality == "clip":
         frames = max(dataset.get("frames", [33]))
-    return Load(tokens_of(measures, side, side, frames), preset.get("adapter", {}).get("rank", 16))
+    pictures = 2 if presets.control_of(entry.based_on or entry.name) == "needed" else 1
+    return Load(tokens_of(measures, side, side, frames, 1, pictures), preset.get("adapter", {}).get("rank", 16))
 
 
 def tokens_of(measures: Measures, width: int, height: int, frames: int = 1, batch: int = 1, pictures: int = 1) -> int:
