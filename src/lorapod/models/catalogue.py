@@ -102,11 +102,21 @@ class FileSpec(_Table):
         return self.url.split("?")[0] if self.url else str(self.local)
 
 
+class ControlCount(_Table):
+    """How many control pictures a trainer takes of each item."""
+
+    least: int = Field(0, ge=0, description="1: it trains with control pictures alone.")
+    most: int | None = Field(None, ge=1)
+
+
 class TrainerSupport(_Table):
     """What a trainer needs of a base model."""
 
     needs: tuple[str, ...] = Field(min_length=1, description="`layout/part`, or `layout/*` for all parts of a layout.")
     options: dict[str, Any] = Field({}, description="What the trainer must be told for this base model.")
+    control: ControlCount | None = Field(
+        None, description="Of an external trainer: the control pictures that it takes; None: it takes none."
+    )
     note: str = ""
 
 
