@@ -32,10 +32,13 @@ def rendered(tmp_path: Path) -> Render:
         data = tmp_path / "data"
         data.mkdir(exist_ok=True)
         file = tmp_path / "recipe.toml"
-        file.write_text(
-            f'name = "zorb"\n[base_model]\nname = "{model}"\n[[datasets]]\npath = "data"\n', encoding="utf-8"
-        )
         entry = catalogue()[model]
+        takes = entry.trainers["musubi"].control
+        (tmp_path / "before").mkdir(exist_ok=True)
+        control = 'control = "before"\n' if takes and takes.least else ""
+        file.write_text(
+            f'name = "zorb"\n[base_model]\nname = "{model}"\n[[datasets]]\npath = "data"\n{control}', encoding="utf-8"
+        )
         files = {f"{spec.layout}/{spec.part}": Path(f"/m/{spec.part}.safetensors") for spec in entry.files}
         context = RenderContext(
             Path("/run/config"), Path("/musubi"), Path("/musubi/.venv/bin/python"), files, [data], Path("/run/output"),
