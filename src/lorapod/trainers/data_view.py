@@ -21,7 +21,7 @@ from lorapod.files import write_text_whole, written_whole
 from lorapod.recipe.schema import DatasetSection
 from lorapod.trainers.controls import names_tell, place_controls, write_list
 from lorapod.trainers.placing import place_media
-from lorapod.trainers.rendering import View
+from lorapod.trainers.rendering import View, control_folder
 
 Progress = Callable[[int, int], None]
 
@@ -120,7 +120,8 @@ def _controls(
     named = [(Path(name).stem, each.item) for each, name in zip(items, names, strict=True)]
     if not any(item.controls for _, item in named):
         return None, None, [()] * len(items)
-    folder, listed = view.with_name(f"{view.name}-control"), view.with_name(f"{view.name}-control.jsonl")
+    folder = control_folder(view)
+    listed = folder.with_name(f"{folder.name}.jsonl")
     beside = place_controls(named, folder)
     _remove_others(folder, {path.name for paths in beside for path in paths})
     return folder, None if names_tell(named) else listed, beside

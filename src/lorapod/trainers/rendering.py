@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from lorapod.models import Entry
 from lorapod.recipe import Recipe
 from lorapod.recipe.schema import (
     Checkpointing,
@@ -135,6 +136,24 @@ class Rendering:
     files: list[RenderedFile]
     stages: list[RenderedStage]
     notes: list[str] = field(default_factory=list)
+
+
+def assumed_views(recipe: Recipe, entry: Entry, context: RenderContext) -> list[View]:
+    """Views of datasets that were not looked at."""
+    return [
+        View(
+            number,
+            "clip" if entry.modality == "clip" else "picture",
+            path,
+            controls=control_folder(path) if recipe.datasets[number].control else None,
+        )
+        for number, path in enumerate(context.data)
+    ]
+
+
+def control_folder(view: Path) -> Path:
+    """Where the control pictures of a view's items lie."""
+    return view.with_name(f"{view.name}-control")
 
 
 _OWN_TRAINING = (

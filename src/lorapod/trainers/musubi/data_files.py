@@ -24,12 +24,6 @@ from lorapod.trainers.musubi.limits import WINDOWS
 from lorapod.trainers.rendering import RenderContext, View
 
 
-def assumed_view(recipe: Recipe, entry: Entry, index: int, path: Path) -> View:
-    """The view of a dataset that was not looked at."""
-    controls = path.with_name(f"{path.name}-control") if recipe.datasets[index].control else None
-    return View(index, "clip" if entry.modality == "clip" else "picture", path, controls=controls)
-
-
 def dataset_of(
     recipe: Recipe, entry: Entry, context: RenderContext, views: list[View], own: Mapping[str, Any]
 ) -> tomlkit.TOMLDocument:

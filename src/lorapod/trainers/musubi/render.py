@@ -33,10 +33,18 @@ from lorapod.trainers.musubi.architectures import (
     image_encoder,
     makes_clips_of_pictures,
 )
-from lorapod.trainers.musubi.data_files import assumed_view, dataset_of, prompts_of, wants_previews
+from lorapod.trainers.musubi.data_files import dataset_of, prompts_of, wants_previews
 from lorapod.trainers.musubi.interface import check_own
 from lorapod.trainers.musubi.limits import NETWORKS, OPTIMIZERS, check, own_options
-from lorapod.trainers.rendering import RenderContext, RenderedFile, RenderedStage, Rendering, ResumePoint, View
+from lorapod.trainers.rendering import (
+    RenderContext,
+    RenderedFile,
+    RenderedStage,
+    Rendering,
+    ResumePoint,
+    View,
+    assumed_views,
+)
 
 Options = dict[str, Any]
 """Command-line options by name: True is a flag, False and None leave the option out, a list gives several values."""
@@ -65,7 +73,7 @@ def render(recipe: Recipe, entry: Entry, context: RenderContext, own: Mapping[st
     own = own_options(recipe) if own is None else own
     check_own(own, entry.family)
     architecture, networks = ARCHITECTURES[entry.family], denoisers(entry, recipe.base_model.expert.value)
-    views = context.views or [assumed_view(recipe, entry, index, path) for index, path in enumerate(context.data)]
+    views = context.views or assumed_views(recipe, entry, context)
     notes = _notes(recipe, entry, context, views)
     dataset = dataset_of(recipe, entry, context, views, own.get("dataset", {}))
     files = [RenderedFile(_DATASET, tomlkit.dumps(dataset))]
