@@ -30,9 +30,10 @@ def dataset_of(
     document = tomlkit.document()
     # Clips are always cached into buckets with up-scaling; other settings here would group them differently in training.
     general = {"caption_extension": ".txt", "batch_size": recipe.training.batch_size, "enable_bucket": True}
+    # Its parser takes these of a dataset alone. An empty size stands for none: they are cut as their items then.
     of_controls = {"control_resolution": entry.trainers["musubi"].options.get("control_resolution"), **own}
-    of_controls = {key: of_controls[key] for key in interface()["control"] if of_controls.get(key) is not None}
-    own = {key: value for key, value in own.items() if key not in of_controls}
+    of_controls = {key: of_controls[key] for key in interface()["control"] if of_controls.get(key)}
+    own = {key: value for key, value in own.items() if key not in interface()["control"]}
     document["general"] = {**general, "bucket_no_upscale": False, **own}
     made_from = [str(path) for part, path in sorted(context.model_files.items()) if "transformer" not in part]
     tables = tomlkit.aot()
