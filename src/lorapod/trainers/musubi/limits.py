@@ -54,44 +54,33 @@ def check(recipe: Recipe, entry: Entry) -> None:
     check_own(own_options(recipe), entry.family)
     training, adapter = recipe.training, recipe.adapter
     if adapter.kind not in (AdapterKind.LORA, *NETWORKS):
-        raise _cannot(f"train adapters of kind {adapter.kind.value}", "adapter.kind", "builtin can")
+        raise _cannot(f"train adapters of kind {adapter.kind.value}", "adapter.kind", entry, "builtin")
     if beyond := beyond_external(recipe):
-        raise _cannot(*beyond, "builtin can")
+        raise _cannot(*beyond, entry, "builtin")
     if adapter.continue_from:
-        raise _cannot("start from a LoRA file in the key layouts of lorapod", "adapter.continue_from", "builtin can")
+        raise _cannot("start from a LoRA file in the key layouts of lorapod", "adapter.continue_from", entry, "builtin")
     if recipe.optimizer.kind not in OPTIMIZERS:
-        raise _cannot(f"use the optimizer {recipe.optimizer.kind.value}", "optimizer.kind", "builtin can")
-    if training.timestep_sampling is TimestepSampling.UNIFORM and training.timestep_shift != 1:
-        raise _cannot("shift uniform timesteps", "training.timestep_shift", "builtin can")
-    if training.min_snr_gamma or training.first_frame_share:
-        key = "min_snr_gamma" if training.min_snr_gamma else "first_frame_share"
-        raise _cannot(f"train with `{key}`", f"training.{key}", "builtin can")
-    if training.resolution_shift:
-        if not ARCHITECTURES[entry.family].shift_by_size:
-            raise _cannot("shift by the size of the picture here", "training.resolution_shift", "builtin can")
-        if training.timestep_shift != 1:
-            raise _cannot("shift by the size of the picture and by a number", "training.timestep_shift", "builtin can")
-        if training.timestep_sampling is TimestepSampling.UNIFORM:
-            raise _cannot("shift uniform timesteps", "training.resolution_shift", "builtin can")
+        raise _cannot(f"use the optimizer {recipe.optimizer.kind.value}", "optimizer.kind", entry, "builtin")
+    for key in ("min_snr_gamma", "first_frame_share"):  # for SDXL and Wan 2.2 TI2V, which it does not train
+        if getattr(training, key):
+            raise _cannot(f"train with `{key}`", f"training.{key}", entry)
+    _check_noise(recipe, entry)
     if adapter.targets is Targets.ATTENTION and ARCHITECTURES[entry.family].feed_forward is None:
-        raise _cannot(
-            f"adapt the attention of {entry.title} alone, whose layers it has fused with others",
-            "adapter.targets",
-            f"{_others(entry)} can",
-        )
+        what = f"adapt the attention of {entry.title} alone, whose layers it has fused with others"
+        raise _cannot(what, "adapter.targets", entry, "builtin", "diffusion-pipe")
     if recipe.saving.formats != [LoraFormat.COMFYUI]:
-        raise _cannot("write other layouts than ComfyUI's", "saving.formats", "`lorapod lora convert` makes them")
+        raise RequestError(
+            "musubi-tuner writes no other layout than ComfyUI's",
+            "The recipe asks for others in `saving.formats`.",
+            'Set `formats = ["comfyui"]`, and make the others with `lorapod lora convert` afterwards.',
+        )
     for index, dataset in enumerate(recipe.datasets):
-        for key, who in (
-            ("masks", "diffusion-pipe can"), ("alpha_masks", "no other trainer can yet"), ("shuffle_tags", "builtin can"),
-            ("caption_per_line", "builtin and diffusion-pipe can"),
-        ):  # fmt: skip
+        for key in ("masks", "alpha_masks", "shuffle_tags", "caption_per_line"):
             if getattr(dataset, key):
-                raise _cannot(f"train with `{key}`", f"datasets.{index}.{key}", who)
+                raise _cannot(f"train with `{key}`", f"datasets.{index}.{key}", entry, "builtin", "diffusion-pipe")
         if dataset.clip_windows not in WINDOWS:
-            raise _cannot(
-                "take the middle of clips", f"datasets.{index}.clip_windows", "builtin and diffusion-pipe can"
-            )
+            key = f"datasets.{index}.clip_windows"
+            raise _cannot("take the middle of clips", key, entry, "builtin", "diffusion-pipe")
     check_control(recipe, entry, TrainerName.MUSUBI)
     about_control = own_options(recipe).get("dataset", {}).keys() & interface()["control"].keys()
     if about_control and not any(dataset.control for dataset in recipe.datasets):
@@ -109,11 +98,26 @@ def check(recipe: Recipe, entry: Entry) -> None:
             )
 
 
-def _others(entry: Entry) -> str:
-    return " and ".join(name for name in entry.trainers if name != TrainerName.MUSUBI)
+def _check_noise(recipe: Recipe, entry: Entry) -> None:
+    training = recipe.training
+    is_uniform = training.timestep_sampling is TimestepSampling.UNIFORM
+    if is_uniform and (training.timestep_shift != 1 or training.resolution_shift):
+        key = "resolution_shift" if training.resolution_shift else "timestep_shift"
+        raise _cannot("shift uniform timesteps", f"training.{key}", entry, "builtin")
+    if not training.resolution_shift:
+        return
+    if not ARCHITECTURES[entry.family].shift_by_size:
+        what = f"shift by the size of the picture with {entry.title}"
+        raise _cannot(what, "training.resolution_shift", entry, "diffusion-pipe")
+    if training.timestep_shift != 1:
+        what = "shift by the size of the picture and by a number"
+        raise _cannot(what, "training.timestep_shift", entry, "builtin")
 
 
-def _cannot(what: str, key: str, who: str) -> RequestError:
+def _cannot(what: str, key: str, entry: Entry, *can: str) -> RequestError:
+    """The error; `can`: trainers that do so, of which those are named that train the base model."""
+    named = [name for name in can if name in entry.trainers]
+    who = f"{' and '.join(named)} can" if named else f"no other trainer does so with {entry.title}"
     return RequestError(
         f"musubi-tuner cannot {what}", f"The recipe asks for it in `{key}`; {who}.", "Change one of them."
     )
