@@ -46,7 +46,7 @@ def check_control(recipe: Recipe, entry: Entry, trainer: TrainerName) -> None:
     if keys and takes is None:
         raise RequestError(
             f"{trainer} does not train {entry.title} with control pictures",
-            f"The recipe names some in `{keys[0]}`; {_others(entry, trainer)} can.",
+            f"The recipe names some in `{keys[0]}`; {who_else(entry, trainer, given=True, left_out=False)} can.",
             "Leave it out, or change `trainer`.",
         )
     without = [dataset.path for dataset in recipe.datasets if not dataset.control]
@@ -59,15 +59,24 @@ def check_control(recipe: Recipe, entry: Entry, trainer: TrainerName) -> None:
             f"The dataset {without[0]} names no `control`.",
             f"{remedy}.",
         )
+    who = who_else(entry, trainer, given=False, left_out=True)
     raise RequestError(
         f"{trainer} trains {entry.title} with control pictures alone",
-        f"The dataset {without[0]} names no `control`; {_others(entry, trainer)} can train it without.",
+        f"The dataset {without[0]} names no `control`; {who} can train it without.",
         f"{remedy}, or change `trainer`.",
     )
 
 
-def _others(entry: Entry, trainer: TrainerName) -> str:
-    return " and ".join(name for name in entry.trainers if name != trainer)
+def who_else(entry: Entry, trainer: TrainerName, *, given: bool, left_out: bool) -> str:
+    """Other trainers of a base model that train items with control pictures (`given`), without, or both at once."""
+    named = []
+    for name, support in entry.trainers.items():
+        takes, needs = support.control is not None, bool(support.control and support.control.least)
+        if name == TrainerName.BUILTIN:
+            takes, needs = entry.control is not None, entry.control == "needed"
+        if name != trainer and (takes or not given) and not (needs and left_out):
+            named.append(name)
+    return " and ".join(named) or "no trainer that lorapod knows"
 
 
 def refuse_too_many(entry: Entry, trainer: TrainerName, items: Iterable[Item]) -> None:

@@ -17,7 +17,7 @@ from lorapod.recipe.schema import (
     Targets,
     TimestepSampling,
 )
-from lorapod.trainers.controls import check_control
+from lorapod.trainers.controls import check_control, who_else
 from lorapod.trainers.diffusion_pipe.interface import check_own
 from lorapod.trainers.diffusion_pipe.models import OPTIMIZERS, denoisers, model_type
 from lorapod.trainers.rendering import beyond_external
@@ -172,7 +172,7 @@ def _check_control(recipe: Recipe, entry: Entry) -> None:
         raise RequestError(
             "diffusion-pipe cannot train with and without control pictures in one batch",
             "Some datasets of the recipe name `control` and some do not; "
-            f"{' and '.join(name for name in entry.trainers if name != TrainerName.DIFFUSION_PIPE)} can.",
+            f"{who_else(entry, TrainerName.DIFFUSION_PIPE, given=True, left_out=True)} can.",
             "Set `training.batch_size` and `training.accumulation` to 1, or change `trainer`.",
         )
 
