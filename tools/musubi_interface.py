@@ -25,8 +25,14 @@ COMMON = {
     "train": "training/parser_common.py",
 }
 SUFFIXES = {"cache_latents": "cache_latents", "cache_text": "cache_text_encoder_outputs", "train": "train_network"}
-FAMILIES = {"wan": "wan", "qwen_image": "qwen_image", "z_image": "zimage"}
-HELPERS = ("qwen_image/qwen_image_utils.py",)
+FAMILIES = {
+    "wan": "wan",
+    "qwen_image": "qwen_image",
+    "z_image": "zimage",
+    "flux": "flux_kontext",
+    "flux2": "flux_2",
+}
+HELPERS = {"qwen_image_utils": "qwen_image/qwen_image_utils.py", "flux2_utils": "flux_2/flux2_utils.py"}
 
 
 class Anything:
@@ -82,22 +88,36 @@ def strip_annotations(node: ast.stmt) -> ast.stmt:
 def parser_of(source: Path, kind: str, scripts: str | None) -> argparse.ArgumentParser:
     """The parser of a stage; that of all architectures for None."""
     base = functions(source / COMMON[kind])
-    helpers: dict[str, Any] = {}
-    for helper in HELPERS:
-        helpers |= {name: value for name, value in functions(source / helper).items() if callable(value)}
     choices = wan_tasks(source)
     parser: argparse.ArgumentParser = base["setup_parser_common"]()
     if scripts:
-        names = functions(source / f"{scripts}_{SUFFIXES[kind]}.py")
+        script = source / f"{scripts}_{SUFFIXES[kind]}.py"
+        names = functions(script)
         names["WAN_CONFIGS"] = dict.fromkeys(choices)  # its values need torch
-        for module in ("qwen_image_utils", "flux2_utils"):
-            names[module] = argparse.Namespace(**{k: v for k, v in helpers.items() if k.endswith("args")})
-        for name in ("add_model_version_args",):
-            names.setdefault(name, helpers.get(name))
+        for module, helper in HELPERS.items():
+            known = functions(source / helper)
+            names[module] = argparse.Namespace(**{k: v for k, v in known.items() if k.endswith("args")})
         for name, value in list(names.items()):
             if name.endswith("_setup_parser") and callable(value) and not isinstance(value, Anything):
                 parser = value(parser)
+        for module, function in added_in_main(script):
+            getattr(names[module], function)(parser)
     return parser
+
+
+def added_in_main(script: Path) -> Iterator[tuple[str, str]]:
+    """Helpers that a script's `main` itself calls on its parser, as (module, function)."""
+    for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef) and node.name == "main":
+            for call in (each for each in ast.walk(node) if isinstance(each, ast.Call)):
+                function = call.func
+                if (
+                    isinstance(function, ast.Attribute)
+                    and isinstance(function.value, ast.Name)
+                    and function.value.id in HELPERS
+                    and [getattr(each, "id", "") for each in call.args] == ["parser"]
+                ):
+                    yield function.value.id, function.attr
 
 
 def wan_tasks(source: Path) -> list[str]:
@@ -143,6 +163,7 @@ def table(source: Path, commit: str) -> str:
         "bucket_no_upscale": "bool",
     }
     document["general"] = general
+    document["control"] = {"no_resize_control": "bool", "control_resolution": "int..."}
     for kind in COMMON:
         common = options(parser_of(source, kind, None))
         section: dict[str, Any] = {"common": common}

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from fakes.external import processes_left, train, until, with_model, with_trainer
 from lorapod import recipe as recipes
@@ -251,3 +252,73 @@ def test_one_gpu_is_enough_where_it_is_asked_for(
     assert train(workspace, str(recipe), "--one-gpu")[0] == 0
     (run,) = all_runs(workspace)
     assert {path.name for path in run.lora.iterdir()} == {"zorb-high.safetensors", "zorb-low.safetensors"}
+
+
+@pytest.fixture
+def editing(workspace: Workspace, tmp_path: Path) -> Path:
+    """A recipe for FLUX.1 Kontext: four pictures, and what each was made from."""
+    with_model(workspace, "flux-kontext-dev", "musubi")
+    for folder, shade in (("after", 200), ("before", 90)):
+        (tmp_path / folder).mkdir()
+        for number, name in enumerate(("cat", "cat_1", "dog", "emu")):
+            Image.new("RGB", (80, 64), (shade + number, 0, 0)).save(tmp_path / folder / f"{name}.png")
+            if folder == "after":
+                (tmp_path / folder / f"{name}.txt").write_text(f"make it {name}")
+    path = tmp_path / "edit.toml"
+    path.write_text(
+        "name = 'zorb'\ntrainer = 'musubi'\n[base_model]\nname = 'flux-kontext-dev'\n"
+        "[[datasets]]\npath = 'after'\ncontrol = 'before'\nresolutions = [64]\nvalidation_share = 0.0\n"
+        "[adapter]\nrank = 4\n[optimizer]\nwarmup_steps = 0\n[training]\nsteps = 12\n[saving]\ncheckpoint_every = 5\n"
+        "[previews]\nprompts = ['make it dog', 'another']\nwidth = 64\nheight = 64\nevery = 0\nat_end = false\n",
+        encoding="utf-8",
+    )
+    return path
+
+
+def test_an_editing_model_is_trained_and_previewed_with_its_control_pictures(
+    workspace: Workspace, editing: Path
+) -> None:
+    code, output = train(workspace, str(editing))
+    run = newest(workspace)
+    assert code == 0, output + run.log.read_text()
+    found = inspect(run.lora / "zorb.safetensors")
+    assert found.family == "flux" and sorted(module.name.rpartition(".")[2] for module in found.modules) == [
+        "to_k", "to_q", "to_v"
+    ], "the fused layer that it trains, as ComfyUI reads it"  # fmt: skip
+    previews = [event for event in read_events(run) if event["type"] == "preview"]
+    assert [(each["step"], each["prompt"]) for each in previews] == [(0, "make it dog"), (0, "another")]
+    with Image.open(run.path / previews[0]["path"]) as picture:
+        assert picture.size == (64, 64) and picture.getpixel((9, 9)) == (92, 0, 0), "the control picture of the dog"
+
+
+def test_a_resumed_training_finds_its_control_pictures_as_they_were(
+    workspace: Workspace, editing: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODE", "train:crash")
+    assert train(workspace, str(editing))[0] == 1
+    monkeypatch.delenv("MODE")
+    run, dog = newest(workspace), editing.parent / "before/dog.png"
+    before = dog.read_bytes()
+    Image.new("RGB", (80, 64), (1, 2, 3)).save(dog)
+    resume_run(run, workspace)
+    until(lambda: state_of(run).status == "failed" and len(errors_of(run)) == 2)
+    assert "not what the run was trained on" in errors_of(run)[1]
+    dog.write_bytes(before)
+    resume_run(run, workspace)
+    until(lambda: state_of(run).status == "done")
+    assert (run.lora / "zorb.safetensors").is_file()
+
+
+def errors_of(run: RunFolder) -> list[str]:
+    return [event["message"] for event in read_events(run) if event["type"] == "error"]
+
+
+def test_an_item_with_two_control_pictures_is_refused_before_anything_is_cached(
+    workspace: Workspace, editing: Path
+) -> None:
+    (editing.parent / "before/emu.png").rename(editing.parent / "before/emu_0.png")
+    Image.new("RGB", (80, 64)).save(editing.parent / "before/emu_1.png")
+    code, _ = train(workspace, str(editing))
+    errors = [event for event in read_events(newest(workspace)) if event["type"] == "error"]
+    assert code == 1 and "one control picture an item" in errors[0]["message"]
+    assert "emu_0.png, emu_1.png" in errors[0]["hint"] and not (newest(workspace).path / "cache").exists()

@@ -85,6 +85,23 @@ def test_a_base_model_whose_weights_must_be_rounded_is_offered_and_says_so(tmp_p
     assert small.step("model").question(small).default == "sdxl"
 
 
+@pytest.mark.parametrize(
+    ("model", "trainers"),
+    [("flux-kontext-dev", ["builtin", "diffusion-pipe"]), ("flux2-klein-base-4b", ["builtin", "musubi"])],
+)
+def test_editing_models_are_offered_with_the_trainers_that_need_no_control_pictures(
+    tmp_path: Path, model: str, trainers: list[str]
+) -> None:
+    folder_of(tmp_path / "w/image_dataset_here", captions="zorb on a hill {}")
+    session = session_on(tmp_path / "w", gpu(80), environment={"HF_TOKEN": "right"})
+    offered = choices_of(session, "model")
+    assert model in offered and "qwen-image-edit-2509" not in offered
+    session.answer(model)
+    assert [name for name, lacks in choices_of(session, "trainer").items() if not lacks] == trainers
+    if "musubi" not in trainers:
+        assert "with control pictures alone" in choices_of(session, "trainer")["musubi"]
+
+
 def test_without_a_gpu_only_the_demo_is_offered_and_the_sentence_says_why(tmp_path: Path) -> None:
     session = session_on(tmp_path / "w")
     lacking = choices_of(session, "model")

@@ -12,7 +12,11 @@ import pytest
 from PIL import Image
 
 from lorapod.data import Geometry, plan_datasets
+from lorapod.errors import DatasetError
+from lorapod.models import catalogue
+from lorapod.recipe import Recipe, TrainerName
 from lorapod.recipe.schema import DatasetSection
+from lorapod.trainers.controls import preview_controls, refuse_too_many
 from lorapod.trainers.data_view import DataViews, build_views
 from lorapod.trainers.diffusion_pipe.buckets import epoch_of
 
@@ -139,3 +143,88 @@ def test_steps_are_counted_as_diffusion_pipe_counts_them(tmp_path: Path) -> None
     assert by_four.steps == 1 and len(by_four.empty) == 1
     twice = {**one, "num_repeats": 2, "resolutions": [64, 128]}
     assert epoch_of({**DATASET, "directory": [twice]}, items, 4, None, 16).steps == 2 * (10 // 4 + 6 // 4)
+
+
+def editing(folder: Path, **controls: int) -> dict[str, Any]:
+    """A dataset of items with so many control pictures each, whose grey says whose they are."""
+    (folder / "after").mkdir(parents=True)
+    (folder / "before").mkdir()
+    for number, (name, count) in enumerate(controls.items()):
+        Image.new("RGB", (80, 64), (250 - number, 0, 0)).save(folder / "after" / f"{name}.png")
+        (folder / "after" / f"{name}.txt").write_text(f"make it {name}")
+        for place in range(count):
+            stem = name if count == 1 else f"{name}_{place}"
+            Image.new("L", (80, 64), 10 * number + place).save(folder / "before" / f"{stem}.png")
+    return {"path": folder / "after", "control": folder / "before"}
+
+
+def grey(path: Path) -> int:
+    with Image.open(path) as image:
+        return int(np.asarray(image.convert("L"))[0, 0])
+
+
+def test_control_pictures_lie_beside_the_view_by_the_names_of_its_items(tmp_path: Path) -> None:
+    views = views_of(tmp_path / "views", editing(tmp_path / "data", cat=1, dog=1))
+    view, items = views.views[0], views.items[0]
+    assert view.controls is not None and view.controls.parent == view.path.parent and view.listed is None
+    assert sorted(path.name for path in view.controls.iterdir()) == ["cat.png", "dog.png"]
+    assert [(each.path.stem, grey(each.controls[0])) for each in items] == [("cat", 0), ("dog", 10)]
+    assert all(path.suffix in (".png", ".txt") for path in view.path.iterdir()), "the view itself holds its items alone"
+
+
+@pytest.mark.parametrize("items", [{"cat": 2, "dog": 1}, {"cat": 1, "cat_b": 1}, {"cat": 2, "cat_c": 3}])
+def test_a_list_says_whose_control_pictures_are_where_names_do_not(tmp_path: Path, items: dict[str, int]) -> None:
+    views = views_of(tmp_path / "views", editing(tmp_path / "data", **items))
+    listed = views.views[0].listed
+    assert listed is not None
+    lines = [json.loads(line) for line in listed.read_text().splitlines()]
+    for number, (line, (name, count)) in enumerate(zip(lines, items.items(), strict=True)):
+        assert (Path(line["image_path"]).stem, line["caption"]) == (name, f"make it {name}")
+        given = [grey(Path(line[f"control_path_{place}"])) for place in range(count)]
+        assert given == [10 * number + place for place in range(count)] and f"control_path_{count}" not in line
+
+
+def test_control_pictures_are_made_anew_where_trainers_would_misread_them_and_old_ones_go(tmp_path: Path) -> None:
+    section = editing(tmp_path / "data", cat=1)
+    turned = Image.new("RGB", (64, 80), "green")
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    (tmp_path / "data/before/cat.png").unlink()
+    turned.save(tmp_path / "data/before/cat.jpg", exif=exif)
+    first = views_of(tmp_path / "views", section)
+    made = first.items[0][0].controls[0]
+    with Image.open(made) as picture:
+        assert picture.size == (80, 64) and made.name == "cat.png" and not made.is_symlink()
+    (tmp_path / "data/before/cat.jpg").unlink()
+    Image.new("RGB", (80, 64), "blue").save(tmp_path / "data/before/cat.webp", lossless=True)
+    second = views_of(tmp_path / "views", section)
+    assert [path.name for path in second.items[0][0].controls] == ["cat.webp"]
+    assert [path.name for path in made.parent.iterdir()] == ["cat.webp"], "a trainer would take what was there before"
+    assert second.fingerprint != first.fingerprint, "a resumed training would not notice"
+
+
+def test_previews_start_from_what_is_trained_on_cut_to_their_size(tmp_path: Path) -> None:
+    views = views_of(tmp_path / "views", editing(tmp_path / "data", cat=1, dog=2))
+    recipe = Recipe.model_validate({
+        "name": "x", "base_model": {"name": "qwen-image-edit-2509"}, "datasets": [editing(tmp_path / "other", emu=1)],
+        "previews": {"prompts": ["make it dog", "another", "one more"], "width": 64, "height": 96},
+    })  # fmt: skip
+    found = preview_controls(recipe, views.items[0], tmp_path / "previews")
+    assert [[grey(path) for path in found[number]] for number in range(3)] == [[10, 11], [10, 11], [0]]
+    with Image.open(found[0][0]) as picture:
+        assert picture.size == (64, 96)
+    given = recipe.model_copy(update={"previews": recipe.previews.model_copy(update={
+        "control": [tmp_path / "data/before/dog_1.png"]})})  # fmt: skip
+    assert [[grey(path) for path in paths] for paths in preview_controls(given, [], tmp_path / "p").values()] == [
+        [11]
+    ] * 3
+
+
+@pytest.mark.parametrize("trainer", ["diffusion-pipe", "musubi"])
+def test_more_control_pictures_than_are_taken_are_refused_by_name(tmp_path: Path, trainer: str) -> None:
+    views = views_of(tmp_path / "views", editing(tmp_path / "data", cat=1, dog=2))
+    entry = catalogue()["flux-kontext-dev"]
+    with pytest.raises(DatasetError, match=r"one control picture an item of FLUX\.1 Kontext") as caught:
+        refuse_too_many(entry, TrainerName(trainer), [each.item for each in views.items[0]])
+    assert "dog_0.png, dog_1.png" in caught.value.why and "cat" not in caught.value.why
+    refuse_too_many(catalogue()["flux2-klein-base-4b"], TrainerName.MUSUBI, [each.item for each in views.items[0]])

@@ -10,10 +10,12 @@ import pytest
 import tomlkit
 
 from lorapod import recipe as recipes
-from lorapod.errors import BaseModelError, RequestError
+from lorapod.errors import BaseModelError, DatasetError, RequestError
 from lorapod.models import catalogue
 from lorapod.recipe import Recipe
+from lorapod.trainers.data_view import DataViews
 from lorapod.trainers.diffusion_pipe import render
+from lorapod.trainers.diffusion_pipe.dialect import DiffusionPipe
 from lorapod.trainers.diffusion_pipe.interface import interface, problems
 from lorapod.trainers.locations import assumed_files
 from lorapod.trainers.rendering import RenderContext, Rendering, ResumePoint, View
@@ -232,6 +234,12 @@ def test_an_optimizer_of_pytorch_optimizer_takes_what_the_person_gives(tmp_path:
         ("flux-dev", {"training": {"timestep_shift": 3.0}}, "not by both"),
         ("wan2.1-t2v-14b", {"base_model": {"expert": "high"}}, "one denoiser"),
         ("flux-dev", {"saving": {"formats": ["diffusers"]}}, "lora convert"),
+        ("flux-dev", {"datasets": [{"control": "."}]}, "takes no control pictures"),
+        (
+            "flux-kontext-dev",
+            {"datasets": [{"control": "."}, {}], "training": {"batch_size": 2}},
+            "builtin can",
+        ),
     ],
 )
 def test_what_it_cannot_do_is_refused_with_who_can(
@@ -254,3 +262,23 @@ def test_the_table_holds_no_key_twice_and_says_what_each_takes() -> None:
     for table in ("main", "adapter", "monitoring", "dataset", "directory"):
         for key, takes in flat[table].items():
             assert all(each.rstrip(".").startswith(words) for each in takes.split(" | ")), key
+
+
+def test_kontext_is_given_control_pictures_beside_its_items_or_none(tmp_path: Path) -> None:
+    made = parsed(rendered("flux-kontext-dev", tmp_path, datasets=[{"control": str(tmp_path)}, {}]), "dataset.toml")
+    assert [each.get("control_path") for each in made["directory"]] == [f"{tmp_path}/view-0-control", None]
+    views = [
+        View(0, "picture", Path("/v/a"), controls=Path("/v/a-control")),
+        View(0, "picture", Path("/v/b"), held_out=True, controls=Path("/v/b-control")),
+    ]
+    both = rendered("flux-kontext-dev", tmp_path, {"views": views}, datasets=[{"control": str(tmp_path)}])
+    assert parsed(both, "dataset.toml")["directory"][0]["control_path"] == "/v/a-control"
+    assert parsed(both, "evaluation.toml")["directory"][0]["control_path"] == "/v/b-control"
+    assert list(problems(parsed(both), parsed(both, "dataset.toml"))) == []
+
+
+def test_clips_that_would_hang_a_model_of_pictures_are_refused(tmp_path: Path) -> None:
+    recipe = recipe_of("flux-kontext-dev", tmp_path)
+    views = DataViews([View(0, "clip", Path("/v/a"), items=2)], [[]], "")
+    with pytest.raises(DatasetError, match="pictures alone, and the data holds 2 clips"):
+        DiffusionPipe().measure(recipe, catalogue()["flux-kontext-dev"], context_of(recipe, tmp_path), views)

@@ -349,3 +349,84 @@ def test_a_value_of_another_kind_is_one_clear_error_or_is_told(where: str, wrong
         assert error.what
     else:
         assert any(note.key == where for note in notes)
+
+
+EDITS = {
+    "flux-kontext-dev": (
+        "flux_kontext", "--text_encoder1 /m/t5.safetensors --text_encoder2 /m/clip.safetensors --vae /m/ae.safetensors",
+        "flux_shift", "networks.lora_flux"),
+    "flux2-klein-base-4b": (
+        "flux_2", "--model_version klein-base-4b --text_encoder /m/q.safetensors --vae /m/ae.safetensors",
+        "flux2_shift", "networks.lora_flux_2"),
+    "qwen-image-edit-2509": (
+        "qwen_image", "--model_version edit-2509 --text_encoder /m/q.safetensors --vae /m/v.safetensors",
+        "qwen_shift", "networks.lora_qwen_image"),
+}  # fmt: skip
+"""By base model: scripts, what is told of files, shift and network module, as musubi-tuner's documentation writes them."""
+
+
+@pytest.mark.parametrize("size", [None, [768, 768]])
+@pytest.mark.parametrize("base", EDITS)
+def test_musubis_editing_models_there_and_back_are_the_same_training(
+    base: str, size: list[int] | None, tmp_path: Path
+) -> None:
+    scripts, files, shift, network = EDITS[base]
+    words = (
+        f"accelerate launch --mixed_precision bf16 src/musubi_tuner/{scripts}_train_network.py --dit /m/dit.safetensors "
+        f"{files} --dataset_config /d/dataset.toml --sdpa --mixed_precision bf16 --timestep_sampling {shift} "
+        "--weighting_scheme none --optimizer_type adamw8bit --learning_rate 1e-4 --gradient_checkpointing "
+        f"--network_module {network} --network_dim 32 --network_alpha 16 --max_train_epochs 16 --save_every_n_epochs 1 "
+        "--seed 42 --output_dir /o --output_name zorb"
+    )
+    (tmp_path / "train.sh").write_text(words + "\n")
+    sized = {"control_resolution": size, "no_resize_control": True} if size else {}
+    table = {"image_directory": "/d/after", "control_directory": "/d/before", "resolution": [1024, 1024], **sized}
+    dataset = put(tmp_path / "dataset.toml", {"general": {"enable_bucket": True}, "datasets": [table]})
+    imported = import_files([tmp_path / "train.sh", dataset])
+    recipe = loaded(imported, tmp_path / "recipe.toml")
+    assert recipe.base_model.name == base and str(recipe.datasets[0].control) == "/d/before"
+    assert {note.key: note.fate for note in imported.notes}["datasets.0.control_directory"] is Fate.CARRIED
+    run(tmp_path, "recipe", "render", tmp_path / "recipe.toml", "--out", tmp_path / "out", "--assume-files")
+    _, ours = options_in(json.loads((tmp_path / "out/03-train.command.json").read_text())["argv"])
+    _, theirs = options_in(words.split())
+    places = {"dit", "vae", "text_encoder", "text_encoder1", "text_encoder2", "dataset_config", "output_dir"}
+    assert {key: ours.get(key) for key in theirs.keys() - places} == {
+        key: theirs[key] for key in theirs.keys() - places
+    }
+    back = tomllib.loads((tmp_path / "out/dataset.toml").read_text())["datasets"][0]
+    assert "control_directory" in back
+    assert (back.get("control_resolution"), back.get("no_resize_control")) == (size, True if size else None)
+
+
+def test_a_control_folder_says_which_flux_it_is_and_comes_back(tmp_path: Path) -> None:
+    main = put(tmp_path / "main.toml", {"output_dir": "/out/zorb", "dataset": "dataset.toml", **MAINS["flux-dev"]})
+    put(tmp_path / "dataset.toml", {**DATASET, "directory": [{"path": "/d/after", "control_path": "/d/before"}]})
+    recipe = loaded(import_files([main]), tmp_path / "recipe.toml")
+    assert recipe.base_model.name == "flux-kontext-dev" and str(recipe.datasets[0].control) == "/d/before"
+    run(tmp_path, "recipe", "render", tmp_path / "recipe.toml", "--out", tmp_path / "out", "--assume-files")
+    back = tomllib.loads((tmp_path / "out/dataset.toml").read_text())["directory"][0]
+    assert back["control_path"] == f"{back['path']}-control"
+    ours = tomllib.loads((tmp_path / "out/main.toml").read_text())["model"]
+    assert ours["type"] == "flux" and ours["flux_shift"] is True and ours["transformer_dtype"] == "float8"
+
+
+@pytest.mark.parametrize(
+    ("family", "version", "says"),
+    [("flux_2", "dev", "flux2-klein-base-4b"), ("qwen_image", "edit-2511", "qwen-image-edit-2509")],
+)
+def test_an_editing_model_that_is_not_in_the_catalogue_is_named(
+    family: str, version: str, says: str, tmp_path: Path
+) -> None:
+    (tmp_path / "train.sh").write_text(f"python {family}_train_network.py --model_version {version} --dit /m/x\n")
+    dataset = put(tmp_path / "dataset.toml", {"general": {}, "datasets": [{"image_directory": "/d"}]})
+    with pytest.raises(RequestError, match=version) as caught:
+        import_files([tmp_path / "train.sh", dataset])
+    assert says in caught.value.why
+
+
+def test_the_first_qwen_image_edit_of_diffusion_pipe_is_refused_with_what_is_trained(tmp_path: Path) -> None:
+    main = put(tmp_path / "main.toml", {"output_dir": "/out/zorb", "dataset": "dataset.toml", **MAINS["qwen-image"]})
+    put(tmp_path / "dataset.toml", {**DATASET, "directory": [{"path": "/d/after", "control_path": "/d/before"}]})
+    with pytest.raises(RequestError, match="Qwen-Image-Edit") as caught:
+        import_files([main])
+    assert "qwen-image-edit-2509" in caught.value.remedy

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from lorapod import recipe as recipes
 from lorapod.errors import RequestError
@@ -32,10 +33,13 @@ def rendered(tmp_path: Path) -> Render:
         data = tmp_path / "data"
         data.mkdir(exist_ok=True)
         file = tmp_path / "recipe.toml"
-        file.write_text(
-            f'name = "zorb"\n[base_model]\nname = "{model}"\n[[datasets]]\npath = "data"\n', encoding="utf-8"
-        )
         entry = catalogue()[model]
+        takes = entry.trainers["musubi"].control
+        (tmp_path / "before").mkdir(exist_ok=True)
+        control = 'control = "before"\n' if takes and takes.least else ""
+        file.write_text(
+            f'name = "zorb"\n[base_model]\nname = "{model}"\n[[datasets]]\npath = "data"\n{control}', encoding="utf-8"
+        )
         files = {f"{spec.layout}/{spec.part}": Path(f"/m/{spec.part}.safetensors") for spec in entry.files}
         context = RenderContext(
             Path("/run/config"), Path("/musubi"), Path("/musubi/.venv/bin/python"), files, [data], Path("/run/output"),
@@ -101,6 +105,25 @@ def test_every_option_is_one_that_musubi_knows_and_takes(rendered: Render, model
         ),
         ("qwen-image", {"model_version": ["original"], "network_module": ["networks.lora_qwen_image"]}),
         ("z-image", {"network_module": ["networks.lora_zimage"], "timestep_sampling": ["shift"]}),
+        (
+            "flux-kontext-dev",
+            {
+                "network_module": ["networks.lora_flux"],
+                "timestep_sampling": ["flux_shift"],
+                "fp8_scaled": [],
+                "text_encoder1": ["/m/text_encoder.safetensors"],
+                "text_encoder2": ["/m/text_encoder_clip.safetensors"],
+            },
+        ),
+        (
+            "flux2-klein-base-4b",
+            {
+                "network_module": ["networks.lora_flux_2"],
+                "timestep_sampling": ["flux2_shift"],
+                "model_version": ["klein-base-4b"],
+            },
+        ),
+        ("qwen-image-edit-2509", {"model_version": ["edit-2509"], "timestep_sampling": ["qwen_shift"]}),
         ("z-image-turbo", {"base_weights": ["/m/training_adapter.safetensors"], "base_weights_multiplier": ["1"]}),
     ],
 )
@@ -273,3 +296,66 @@ def test_what_saves_memory_is_what_the_recipe_says(rendered: Render, changes: li
 def test_what_only_the_builtin_trainer_does_is_refused(rendered: Render, change: str) -> None:
     with pytest.raises(RequestError, match="builtin"):
         rendered("wan2.1-t2v-14b", change)
+
+
+def test_control_pictures_are_a_folder_beside_the_view_or_a_list(rendered: Render) -> None:
+    views = [
+        View(0, "picture", Path("/v/a"), controls=Path("/v/a-control")),
+        View(0, "picture", Path("/v/b"), controls=Path("/v/b-control"), listed=Path("/v/b.jsonl")),
+        View(0, "picture", Path("/v/c")),
+    ]
+    one, several, none = dataset(rendered("flux2-klein-base-4b", views=views))["datasets"]
+    assert (one["image_directory"], one["control_directory"]) == ("/v/a", "/v/a-control")
+    assert several["image_jsonl_file"] == "/v/b.jsonl" and not {"image_directory", "control_directory"} & several.keys()
+    assert none["image_directory"] == "/v/c" and "control_directory" not in none
+    assert len({table["cache_directory"] for table in (one, several, none)}) == 3
+
+
+def test_qwens_control_pictures_have_the_size_of_its_makers_pipeline_unless_told_otherwise(rendered: Render) -> None:
+    made = dataset(rendered("qwen-image-edit-2509"))
+    assert made["datasets"][0]["control_resolution"] == [1024, 1024] and "control_resolution" not in made["general"]
+    own = {"dataset": {"control_resolution": [768, 768], "no_resize_control": True}}
+    told = dataset(rendered("qwen-image-edit-2509", own=own))
+    assert (told["datasets"][0]["control_resolution"], told["datasets"][0]["no_resize_control"]) == ([768, 768], True)
+    assert not told["general"].keys() & own["dataset"].keys(), "its parser refuses them there"
+    assert told["datasets"][0]["cache_directory"] != made["datasets"][0]["cache_directory"]
+    with pytest.raises(RequestError, match="no dataset has any"):
+        rendered("z-image", "trainer_options.musubi.dataset={no_resize_control = true}")
+
+
+def test_previews_start_from_their_control_pictures(rendered: Render, tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (64, 64)).save(tmp_path / name)
+    words = ["previews.control=['a.png','b.png']", "previews.prompts=['one','two','three']"]
+    text = next(f.text for f in rendered("flux-kontext-dev", *words).files if f.path.name == "prompts.txt")
+    assert [Path(line.partition(" --ci ")[2]).name for line in text.splitlines()] == ["a.png", "b.png", "a.png"]
+    assert all(" --g 2.5 --fs 0 --ci " in line for line in text.splitlines()), "told to the model; shifted by the size"
+    guided = next(
+        f.text for f in rendered("flux2-klein-base-4b", "previews.guidance=0").files if "prompts" in f.path.name
+    )
+    assert " --g 1\n" in guided, "off is 1 there, and 0 would draw what the prompt is not"
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "words"),
+    [
+        ("z-image", ["datasets.0.control='before'"], "takes no control pictures"),
+        ("z-image", ["previews.control=['before/a.png']"], "takes no control pictures"),
+        ("flux-kontext-dev", ["datasets=[{path='data'}]"], "builtin and diffusion-pipe can train it without"),
+        ("qwen-image-edit-2509", ["datasets=[{path='data'}]"], "none to start from"),
+        ("flux-kontext-dev", ["adapter.targets=attention"], "builtin and diffusion-pipe can"),
+        ("flux2-klein-base-4b", ["adapter.targets=attention"], "; builtin can"),
+        ("flux2-klein-base-4b", ["datasets.0.masks='before'"], "; builtin can"),
+        ("flux2-klein-base-4b", ["training.timestep_shift=3.0"], "; builtin can"),
+        ("qwen-image-edit-2509", ["training.timestep_sampling=uniform"], "; builtin can"),
+        ("z-image", ["training.resolution_shift=true"], "; diffusion-pipe can"),
+    ],
+)
+def test_an_editing_model_is_refused_what_it_cannot_with_who_can(
+    rendered: Render, tmp_path: Path, model: str, changes: list[str], words: str
+) -> None:
+    (tmp_path / "before").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "before/a.png")
+    with pytest.raises(RequestError) as caught:
+        rendered(model, *changes)
+    assert words in f"{caught.value.what} {caught.value.why}"

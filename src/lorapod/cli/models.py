@@ -130,14 +130,13 @@ def list_command(
 
 def _facts(entry: Entry, workspace: Workspace) -> dict[str, Any]:
     from lorapod.models.upkeep import trainers_on_disk
-    from lorapod.recipe import presets
 
     return {
         "name": entry.name,
         "title": entry.title,
         "family": entry.family,
         "modality": entry.modality,
-        "control": presets.control_for(entry.name, workspace),
+        "control": entry.control,
         **_gpu(entry),
         "parameters": entry.parameters,
         "licence": entry.licence,

@@ -19,7 +19,7 @@ from lorapod.data.pictures import load_picture
 from lorapod.files import written_whole
 
 if TYPE_CHECKING:
-    from lorapod.data.scan import Item
+    from lorapod.data.scan import ControlPicture, Item
 
 JPEG_QUALITY = 95
 CLIP_QUALITY = "14"
@@ -43,7 +43,7 @@ class Made:
     what: tuple[str, ...]
 
 
-def placed(item: Item, box: Box | None = None, size: tuple[int, int] | None = None) -> Placement:
+def placed(item: Item | ControlPicture, box: Box | None = None, size: tuple[int, int] | None = None) -> Placement:
     """The placement that crops an item to a box (left, top, right, bottom, in pixels) and scales that to a size."""
     left, top, right, bottom = box or (0, 0, item.width, item.height)
     width, height = size or (right - left, bottom - top)
@@ -61,7 +61,7 @@ def placed(item: Item, box: Box | None = None, size: tuple[int, int] | None = No
     )
 
 
-def remake_picture(item: Item, target: Path, placement: Placement) -> None:
+def remake_picture(item: Item | ControlPicture, target: Path, placement: Placement) -> None:
     """Writes a picture, upright and in RGB, as its target's extension says.
 
     Raises:

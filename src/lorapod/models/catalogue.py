@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from lorapod.errors import BaseModelError
 from lorapod.models.families import family_facts
+from lorapod.recipe import presets
 from lorapod.workspace import Workspace
 
 FAMILIES: dict[str, str] = {name: facts.title for name, facts in family_facts().items()}
@@ -102,11 +103,21 @@ class FileSpec(_Table):
         return self.url.split("?")[0] if self.url else str(self.local)
 
 
+class ControlCount(_Table):
+    """How many control pictures a trainer takes of each item."""
+
+    least: int = Field(0, ge=0, description="1: it trains with control pictures alone.")
+    most: int | None = Field(None, ge=1)
+
+
 class TrainerSupport(_Table):
     """What a trainer needs of a base model."""
 
     needs: tuple[str, ...] = Field(min_length=1, description="`layout/part`, or `layout/*` for all parts of a layout.")
     options: dict[str, Any] = Field({}, description="What the trainer must be told for this base model.")
+    control: ControlCount | None = Field(
+        None, description="Of an external trainer: the control pictures that it takes; None: it takes none."
+    )
     note: str = ""
 
 
@@ -200,6 +211,12 @@ class Entry(_Table):
             )
         wanted = [spec for need in self.trainers[trainer].needs for spec in self.matching(need)]
         return tuple(dict.fromkeys(wanted))
+
+    @property
+    def control(self) -> str | None:
+        """Whether each item needs control pictures (`needed`) or may have some (`taken`); None if it does not edit."""
+        known = (presets.control_of(name) for name in (self.name, self.based_on, self.family) if name)
+        return next(filter(None, known), None)
 
     @property
     def page(self) -> str | None:

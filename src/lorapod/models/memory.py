@@ -218,7 +218,7 @@ def load_of_preset(entry: Entry, measures: Measures) -> Load:
     side, frames = max(dataset.get("resolutions", [1024])), 1
     if entry.modality == "clip":
         frames = max(dataset.get("frames", [33]))
-    pictures = 2 if presets.control_of(entry.based_on or entry.name) == "needed" else 1
+    pictures = 2 if entry.control == "needed" else 1
     return Load(tokens_of(measures, side, side, frames, 1, pictures), preset.get("adapter", {}).get("rank", 16))
 
 

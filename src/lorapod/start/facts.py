@@ -14,7 +14,6 @@ from lorapod.models.catalogue import Entry, entries
 from lorapod.models.memory import GIB
 from lorapod.models.upkeep import trainers_on_disk
 from lorapod.overview import Overview, examine, gather
-from lorapod.recipe import presets
 from lorapod.settings import adopt_aliases, environment_of
 from lorapod.start.data import Contents, found_in
 from lorapod.start.fits import fit_of
@@ -71,14 +70,11 @@ class Facts:
     def offered(self) -> list[Entry]:
         """The base models to choose from: pictures' first, small ones first, a pair's experts only as the pair."""
         shown = [each for each in self.entries.values() if each.packaged or each.trainers]
-        shown = [each for each in shown if not each.name.endswith(_EXPERTS) and not self._needs_control(each)]
+        # What must have control pictures is left out, since nothing here asks for them.
+        shown = [each for each in shown if not each.name.endswith(_EXPERTS) and each.control != "needed"]
         return sorted(
             shown, key=lambda each: (bool(each.packaged), each.modality == "clip", each.parameters or 0, each.name)
         )
-
-    def _needs_control(self, entry: Entry) -> bool:
-        """Whether each item must have control pictures, which nothing here asks for."""
-        return presets.control_for(entry.name, self.workspace) == "needed"
 
     def captioner_lacks(self, name: str) -> list[str]:
         """What a captioner needs and does not find; [] where it can be used."""

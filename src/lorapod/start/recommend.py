@@ -55,6 +55,8 @@ def trainer_for(facts: Facts, model: str) -> str:
 
 
 def trainers_of(facts: Facts, model: str) -> list[str]:
-    """The trainers that can train a base model."""
+    """The trainers that can train a base model on what a session asks for, which is no control pictures."""
     entry = facts.entries.get(model)
-    return ["builtin"] if entry is None or entry.packaged or not entry.trainers else list(entry.trainers)
+    if entry is None or entry.packaged or not entry.trainers:
+        return ["builtin"]
+    return [name for name, support in entry.trainers.items() if not (support.control and support.control.least)]

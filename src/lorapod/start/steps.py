@@ -319,7 +319,7 @@ class TrainerStep(Base):
         choices = []
         for name in [best, *(each for each in TRAINERS if each != best)]:
             ready = session.facts.trainers.get(name, False)
-            lacks = "" if name in can else f"cannot train {session.facts.entries[session.model].title}"
+            lacks = "" if name in can else _why_not(session, name)
             if name == "builtin" and not ready:
                 lacks = lacks or "needs pip install 'lorapod[engine]'"
             state = "" if ready or name == "builtin" else "; it will be installed"
@@ -338,7 +338,7 @@ class TrainerStep(Base):
         can = trainers_of(session.facts, session.model)
         if text not in can:
             raise RequestError(
-                f"{text} cannot train {session.facts.entries[session.model].title}",
+                f"{text} {_why_not(session, text)}",
                 f"These can: {', '.join(can)}.",
                 "Choose one of them.",
             )
@@ -346,6 +346,13 @@ class TrainerStep(Base):
 
     def holds(self, session: Session) -> bool:
         return session.answers.trainer in trainers_of(session.facts, session.model)
+
+
+def _why_not(session: Session, trainer: str) -> str:
+    entry = session.facts.entries[session.model]
+    if trainer in entry.trainers:
+        return f"trains {entry.title} with control pictures alone, which are named in a recipe"
+    return f"cannot train {entry.title}"
 
 
 def trainer_of(session: Session) -> str:

@@ -1,30 +1,27 @@
 """Datasets as an external trainer reads them: folders in the run, media linked, captions beside them as trained on.
 
 What lorapod.data makes of a dataset (its layout, sub-folders, trigger words, what is held out) is resolved here, so that a
-trainer that lists one flat folder sees all of it, and its caches land in the run. The person's folders are only read. What
-such trainers drop or turn in silence is made anew instead of linked: pictures and clips stored sideways, formats that they
-do not list, pictures with several frames. Not covered: stretches of clips, which the trainers cut themselves.
+trainer that lists one flat folder sees all of it, and its caches land in the run. The person's folders are only read; how
+files are put at their places is `lorapod.trainers.placing`. Masks and control pictures get folders beside the view's. Not
+covered: stretches of clips, which the trainers cut themselves.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from lorapod.data import DataPlan, Item, TrainItem, load_mask
-from lorapod.data.fix import SANE_CLIPS, SANE_PICTURES, is_turned
-from lorapod.data.names import shown
-from lorapod.data.remake import placed, remake_clip, remake_picture
-from lorapod.errors import DatasetError
-from lorapod.files import disk_error, write_text_whole, written_whole
+from lorapod.data.remake import placed
+from lorapod.files import write_text_whole, written_whole
 from lorapod.recipe.schema import DatasetSection
-from lorapod.trainers.rendering import View
+from lorapod.trainers.controls import names_tell, place_controls, write_list
+from lorapod.trainers.placing import place_media
+from lorapod.trainers.rendering import View, control_folder
 
 Progress = Callable[[int, int], None]
 
@@ -39,11 +36,13 @@ class ViewedItem:
     Attributes:
         path: Its place in the view.
         captions: Several where tags are shuffled.
+        controls: Places of its control pictures, in order.
     """
 
     path: Path
     item: Item
     captions: tuple[str, ...]
+    controls: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,24 +85,46 @@ def build_views(
         section = sections[dataset]
         path = folder / _name(dataset, section, kind, repeats, held_out, fps)
         masks = path.with_name(f"{path.name}-masks") if any(each.item.mask_path for each in items) else None
+        names = list(_names(items))
+        controls, listed, beside = _controls(items, names, path)
         viewed = []
-        for each, name in zip(items, _names(items), strict=True):
-            viewed.append(ViewedItem(_place(each.item, path / name), each.item, each.captions))
+        for each, name, own in zip(items, names, beside, strict=True):
+            viewed.append(ViewedItem(place_media(each.item, path / name), each.item, each.captions, own))
             if masks and each.item.mask_path:
                 _write_mask(each.item, section, masks / f"{Path(name).stem}.png")
             done += 1
             if progress:
                 progress(done, total)
         _write_captions(path, viewed)
-        _remove_others(path, viewed)
-        views.append(View(dataset, kind, path, fps or None, repeats, masks, held_out, len(viewed)))
+        captions = [each.path.with_suffix(".txt").name for each in viewed]
+        _remove_others(path, {*captions, "captions.json", *(each.path.name for each in viewed)})
+        if listed:
+            write_list(listed, viewed)
+        views.append(View(dataset, kind, path, fps or None, repeats, masks, held_out, len(viewed), controls, listed))
         contents.append(viewed)
         marks.append([dataset, kind, repeats, held_out, section.unmasked_weight if masks else None])
         marks.append([[v.path.name, v.item.sha256, v.captions, _hash_of(v.item.mask_path)] for v in viewed])
-    listed = [{"view": str(v.path), "of": str(v.item.path)} for items in contents for v in items]
-    write_text_whole(folder / LIST_FILE, json.dumps(listed, ensure_ascii=False, indent=1) + "\n")
+        if controls:
+            marks.append([[control.sha256 for control in v.item.controls] for v in viewed])
+    origins = [{"view": str(v.path), "of": str(v.item.path)} for items in contents for v in items]
+    write_text_whole(folder / LIST_FILE, json.dumps(origins, ensure_ascii=False, indent=1) + "\n")
     text = json.dumps(marks, ensure_ascii=False)
     return DataViews(views, contents, hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest())
+
+
+def _controls(
+    items: list[TrainItem], names: list[str], view: Path
+) -> tuple[Path | None, Path | None, list[tuple[Path, ...]]]:
+    """Puts the control pictures of a view's items beside it; gives their folder, their list where one is needed, and those
+    of each item."""
+    named = [(Path(name).stem, each.item) for each, name in zip(items, names, strict=True)]
+    if not any(item.controls for _, item in named):
+        return None, None, [()] * len(items)
+    folder = control_folder(view)
+    listed = folder.with_name(f"{folder.name}.jsonl")
+    beside = place_controls(named, folder)
+    _remove_others(folder, {path.name for paths in beside for path in paths})
+    return folder, None if names_tell(named) else listed, beside
 
 
 _Group = tuple[int, Literal["picture", "clip"], int, bool, float]
@@ -141,76 +162,6 @@ def _names(items: list[TrainItem]) -> Iterable[str]:
         yield f"{stem}{each.item.path.suffix.lower()}"
 
 
-def _place(item: Item, target: Path) -> Path:
-    """Puts an item at its place, linked where trainers read it as it is; gives the place."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if item.is_clip:
-            if target.suffix in SANE_CLIPS and not _is_clip_turned(item):
-                _link(item.path, target)
-            else:
-                target = target.with_suffix(".mp4")
-                if not _is_made(item, target):
-                    remake_clip(item, target, placed(item), (0.0, item.seconds), item.fps)
-        elif target.suffix in SANE_PICTURES and not is_turned(item.path) and not _has_frames(item.path):
-            _link(item.path, target)
-        else:
-            target = target.with_suffix(".png")
-            if not _is_made(item, target):
-                remake_picture(item, target, placed(item))
-    except OSError as error:
-        raise disk_error(error, target) from error
-    return target
-
-
-def _link(source: Path, target: Path) -> None:
-    """A symbolic link, else a hard link, else a copy, as the file system allows."""
-    if target.is_symlink():
-        if str(target.readlink()) == str(source):
-            return
-        target.unlink()
-    elif target.exists():
-        if target.samefile(source):
-            return
-        target.unlink()
-    try:
-        target.symlink_to(source)
-        return
-    except (OSError, NotImplementedError):
-        pass
-    try:
-        os.link(source.resolve(), target)
-    except OSError:
-        with written_whole(target) as temporary:
-            shutil.copyfile(source, temporary)
-
-
-def _is_made(item: Item, target: Path) -> bool:
-    """Whether the file was made of this item already."""
-    return target.is_file() and not target.is_symlink() and target.stat().st_mtime >= item.path.stat().st_mtime
-
-
-def _has_frames(path: Path) -> bool:
-    from PIL import Image
-
-    with Image.open(path) as image:
-        return bool(getattr(image, "n_frames", 1) > 1)
-
-
-def _is_clip_turned(item: Item) -> bool:
-    """Whether a clip's frames are stored otherwise than they are looked at: turned, or of pixels that are no squares."""
-    import av
-
-    try:
-        with av.open(str(item.path)) as container:
-            context = container.streams.video[0].codec_context
-            return (context.width, context.height) != (item.width, item.height)
-    except av.error.FFmpegError as error:
-        raise DatasetError(
-            f"The clip {shown(item.path)} cannot be opened any more", str(error), "Put it back, or take it out."
-        ) from error
-
-
 def _write_mask(item: Item, section: DatasetSection, target: Path) -> None:
     """The mask at the item's size; what is black in it weighs `unmasked_weight`, which trainers that have no such option
     read out of its grey."""
@@ -241,11 +192,10 @@ def _write_if_new(path: Path, text: str) -> None:
         write_text_whole(path, text)
 
 
-def _remove_others(folder: Path, items: list[ViewedItem]) -> None:
+def _remove_others(folder: Path, kept: set[str]) -> None:
     """Removes what an earlier plan of this run left in a view: links and files that lorapod itself put there."""
-    kept = {each.path.name for each in items} | {each.path.with_suffix(".txt").name for each in items}
     for path in folder.iterdir():
-        if path.name not in kept and path.name != "captions.json" and (path.is_symlink() or path.is_file()):
+        if path.name not in kept and (path.is_symlink() or path.is_file()):
             path.unlink()
 
 

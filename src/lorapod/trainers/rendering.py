@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from lorapod.models import Entry
 from lorapod.recipe import Recipe
 from lorapod.recipe.schema import (
     Checkpointing,
@@ -31,6 +32,8 @@ class View:
         fps: Frames a second that all of its clips have; None where that is not known.
         repeats: How often each of its items is seen in an epoch; None: as the recipe's dataset says.
         masks: Folder of the masks of its items, by the same names.
+        controls: Folder of the control pictures of its items, by the same names, numbered where an item has several.
+        listed: JSON lines file that says which control pictures are whose, where their names alone do not.
         held_out: Its items are kept out of training, for the evaluation loss.
         items: How many it holds; 0 where that is not known.
     """
@@ -43,6 +46,8 @@ class View:
     masks: Path | None = None
     held_out: bool = False
     items: int = 0
+    controls: Path | None = None
+    listed: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,9 @@ class RenderContext:
     port: int = 29500
     """A free port of this machine, by which processes of one training find each other."""
 
+    preview_controls: dict[int, tuple[Path, ...]] = field(default_factory=dict)
+    """Control pictures that previews start from, by the number of the prompt, where the data is at hand."""
+
     resume: dict[str, ResumePoint] = field(default_factory=dict)
     """By stage: what the trainer goes on with."""
 
@@ -128,6 +136,24 @@ class Rendering:
     files: list[RenderedFile]
     stages: list[RenderedStage]
     notes: list[str] = field(default_factory=list)
+
+
+def assumed_views(recipe: Recipe, entry: Entry, context: RenderContext) -> list[View]:
+    """Views of datasets that were not looked at."""
+    return [
+        View(
+            number,
+            "clip" if entry.modality == "clip" else "picture",
+            path,
+            controls=control_folder(path) if recipe.datasets[number].control else None,
+        )
+        for number, path in enumerate(context.data)
+    ]
+
+
+def control_folder(view: Path) -> Path:
+    """Where the control pictures of a view's items lie."""
+    return view.with_name(f"{view.name}-control")
 
 
 _OWN_TRAINING = (

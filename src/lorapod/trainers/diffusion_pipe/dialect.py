@@ -11,6 +11,7 @@ from lorapod.errors import DatasetError
 from lorapod.models import Entry
 from lorapod.recipe import Recipe, TrainerName
 from lorapod.trainers.base import StageWatch
+from lorapod.trainers.controls import refuse_too_many
 from lorapod.trainers.data_view import DataViews
 from lorapod.trainers.dialect import Followed, Measured
 from lorapod.trainers.diffusion_pipe.buckets import Epoch, epoch_of
@@ -36,6 +37,8 @@ class DiffusionPipe:
 
     def measure(self, recipe: Recipe, entry: Entry, context: RenderContext, views: DataViews) -> Measured:
         self._refuse_pictures(entry, views)
+        _refuse_clips(entry, views)
+        refuse_too_many(entry, self.name, (each.item for held in views.items for each in held))
         text = next(file.text for file in self.render(recipe, entry, context).files if file.path == DATASET)
         dataset = tomlkit.parse(text).unwrap()
         items = [held for view, held in zip(views.views, views.items, strict=True) if not view.held_out]
@@ -106,6 +109,16 @@ def resume_point(output: Path) -> str | None:
         if tag and (folder / tag).is_dir():
             return folder.name
     return None
+
+
+def _refuse_clips(entry: Entry, views: DataViews) -> None:
+    clips = sum(view.items for view in views.views if view.kind == "clip")
+    if clips and entry.modality == "picture":
+        raise DatasetError(
+            f"{entry.title} trains on pictures alone, and the data holds {clips} clips",
+            "diffusion-pipe would hang on the first of them.",
+            "Move the clips out of the dataset, or train a base model for clips.",
+        )
 
 
 def _refuse_short_clips(epoch: Epoch) -> None:

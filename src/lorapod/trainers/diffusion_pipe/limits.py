@@ -17,6 +17,7 @@ from lorapod.recipe.schema import (
     Targets,
     TimestepSampling,
 )
+from lorapod.trainers.controls import check_control, who_else
 from lorapod.trainers.diffusion_pipe.interface import check_own
 from lorapod.trainers.diffusion_pipe.models import OPTIMIZERS, denoisers, model_type
 from lorapod.trainers.rendering import beyond_external
@@ -26,7 +27,7 @@ MOST_RESOLUTIONS = 3
 
 MOST_SWAPPED = {
     "wan2.1-t2v-1.3b": 28, "wan2.2-ti2v-5b": 28, "wan2.1-t2v-14b": 38, "wan2.1-i2v-14b-480p": 38, "flux-dev": 34,
-    "qwen-image": 58, "z-image-turbo": 28, "z-image": 28, "sdxl": 0,
+    "flux-kontext-dev": 34, "qwen-image": 58, "z-image-turbo": 28, "z-image": 28, "sdxl": 0,
 }  # fmt: skip
 """Most blocks that can be swapped; 38 for both experts of Wan 2.2 A14B."""
 
@@ -71,6 +72,7 @@ def check(recipe: Recipe, entry: Entry) -> None:
         )
     for index, dataset in enumerate(recipe.datasets):
         _check_dataset(dataset, index, entry)
+    _check_control(recipe, entry)
     for key in ("clip_windows", "caption_dropout"):
         if len({getattr(dataset, key) for dataset in recipe.datasets}) > 1:
             raise RequestError(
@@ -147,10 +149,6 @@ def _check_dataset(dataset: DatasetSection, index: int, entry: Entry) -> None:
             f"{where}.resolutions",
             "builtin and musubi",
         )
-    if dataset.control:
-        raise _cannot(
-            "train this base model with control pictures", f"{where}.control", "no base model of the catalogue"
-        )
     if entry.modality == "clip":
         if dataset.clip_windows not in (ClipWindows.HEAD, ClipWindows.MIDDLE):
             raise _cannot("take several stretches of a clip", f"{where}.clip_windows", "builtin and musubi")
@@ -163,6 +161,20 @@ def _check_dataset(dataset: DatasetSection, index: int, entry: Entry) -> None:
                     f"{entry.title} takes one frame and then {step} at a time; diffusion-pipe would round it down.",
                     f"Write {frames - over} or {frames - over + step} into `{where}.frames`.",
                 )
+
+
+def _check_control(recipe: Recipe, entry: Entry) -> None:
+    """Its batches are of one kind: an item without control pictures takes them away from all others of its batch, and one
+    that has some first asks them of all (`_collate` of `utils/dataset.py`)."""
+    check_control(recipe, entry, TrainerName.DIFFUSION_PIPE)
+    kinds = {dataset.control is None for dataset in recipe.datasets}
+    if len(kinds) > 1 and recipe.training.batch_size * recipe.training.accumulation > 1:
+        raise RequestError(
+            "diffusion-pipe cannot train with and without control pictures in one batch",
+            "Some datasets of the recipe name `control` and some do not; "
+            f"{who_else(entry, TrainerName.DIFFUSION_PIPE, given=True, left_out=True)} can.",
+            "Set `training.batch_size` and `training.accumulation` to 1, or change `trainer`.",
+        )
 
 
 def _cannot(what: str, key: str, who: str) -> RequestError:

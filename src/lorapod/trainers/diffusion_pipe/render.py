@@ -27,7 +27,14 @@ from lorapod.trainers.diffusion_pipe.models import (
     model_table,
     model_type,
 )
-from lorapod.trainers.rendering import RenderContext, RenderedFile, RenderedStage, Rendering, View
+from lorapod.trainers.rendering import (
+    RenderContext,
+    RenderedFile,
+    RenderedStage,
+    Rendering,
+    View,
+    assumed_views,
+)
 
 SMALL_GPU = 30.0
 """Gigabytes of GPU memory below which the settings of its examples for 24 GB are taken."""
@@ -70,7 +77,7 @@ def render(recipe: Recipe, entry: Entry, context: RenderContext, own: Mapping[st
     """
     check(recipe, entry)
     own = own_options(recipe) if own is None else own
-    views = context.views or _assumed(recipe, entry, context)
+    views = context.views or assumed_views(recipe, entry, context)
     held_out = [view for view in views if view.held_out]
     chosen = denoisers(entry, recipe.base_model.expert)
     files = [RenderedFile(DATASET, _dataset_text(recipe, entry, [v for v in views if not v.held_out], own))]
@@ -86,11 +93,6 @@ def render(recipe: Recipe, entry: Entry, context: RenderContext, own: Mapping[st
         arguments = ["--resume_from_checkpoint", goes_on.name] if goes_on else []
         stages.append(_stage(name, context, main_file(denoiser), arguments))
     return Rendering(files, stages, _notes(recipe, entry, context, own))
-
-
-def _assumed(recipe: Recipe, entry: Entry, context: RenderContext) -> list[View]:
-    kind = "clip" if entry.modality == "clip" else "picture"
-    return [View(index, kind, path) for index, path in enumerate(context.data)]  # type: ignore[arg-type]
 
 
 def _main(
@@ -236,6 +238,8 @@ def _directory(recipe: Recipe, entry: Entry, view: View) -> dict[str, Any]:
         directory["frame_buckets"] = sorted(set(section.frames))
     if view.masks:
         directory["mask_path"] = str(view.masks)
+    if view.controls:
+        directory["control_path"] = str(view.controls)
     return directory
 
 

@@ -68,7 +68,7 @@ def read(main: Mapping[str, Any], dataset: Mapping[str, Any], base: str | None, 
         Given(main.get("optimizer", {}), "optimizer", imported),
     )
     recipe["name"] = re.sub(r"[^\w .-]+", "-", PurePosixPath(str(top.peek("output_dir", ""))).name).strip() or name
-    found = base or _base_of(main["model"])
+    found = base or _base_of(main["model"], any("control_path" in each for each in dataset.get("directory", [])))
     recipe["base_model"] = {"name": found}
     top.leave("a run has a folder of its own in the workspace", "output_dir")
     top.take("dataset")
@@ -110,9 +110,18 @@ def read(main: Mapping[str, Any], dataset: Mapping[str, Any], base: str | None, 
     return imported
 
 
-def _base_of(model: Mapping[str, Any]) -> str:
+def _base_of(model: Mapping[str, Any], edits: bool) -> str:
+    """The base model of a [model] table; `edits`: the data has control pictures."""
     kind = str(model.get("type", ""))
     told = " ".join(str(model.get(key, "")) for key in _PLACES).casefold()
+    if kind == "flux" and (edits or "kontext" in told):
+        return "flux-kontext-dev"
+    if kind == "qwen_image" and (edits or "edit" in told):
+        raise RequestError(
+            "lorapod has no base model for this: the first Qwen-Image-Edit",
+            "diffusion-pipe shows its text encoder the control picture as that one is shown it, not as later ones are.",
+            "Write a recipe for qwen-image-edit-2509, which builtin and musubi train.",
+        )
     if kind in ("flux", "sdxl", "qwen_image"):
         return {"flux": "flux-dev", "sdxl": "sdxl", "qwen_image": "qwen-image"}[kind]
     if kind == "z_image":
@@ -186,10 +195,11 @@ def _datasets(imported: Imported, dataset: Mapping[str, Any], top: Given, base: 
             folder["clip_windows"] = "middle" if top.peek("video_clip_mode") == "single_middle" else "head"
         if masks := given.take("mask_path"):
             folder["masks"] = masks
+        if control := given.take("control_path"):
+            folder["control"] = control
         if not directory.get("skip_empty_caption", dataset.get("skip_empty_caption", True)):
             folder["allow_missing_captions"] = True
         folders.append(folder)
-        given.leave("no base model of the catalogue takes control pictures with diffusion-pipe", "control_path")
         for key in ("num_repeats", "resolutions", "frame_buckets", "caption_prefix", "skip_empty_caption"):
             given.take(key)
         given.leave_rest(

@@ -20,7 +20,20 @@ from lorapod.trainers.musubi.render import render
 from lorapod.trainers.rendering import RenderContext
 
 _SCRIPT = re.compile(r"(\w+?)_train_network\.py$")
-_FAMILIES = {"wan": "wan", "qwen_image": "qwen_image", "zimage": "z_image"}
+_FAMILIES = {
+    "wan": "wan", "qwen_image": "qwen_image", "zimage": "z_image", "flux_kontext": "flux", "flux_2": "flux2",
+}  # fmt: skip
+_VERSIONS = {
+    ("qwen_image", "original"): "qwen-image", ("qwen_image", "edit-2509"): "qwen-image-edit-2509",
+    ("flux2", "klein-base-4b"): "flux2-klein-base-4b",
+}  # fmt: skip
+"""Base models of families that are told apart by `--model_version`."""
+_BY_SIZE = ("qwen_shift", "flux_shift", "flux2_shift")
+_FORMER = {
+    "flux_kontext_no_resize_control": "no_resize_control", "qwen_image_edit_no_resize_control": "no_resize_control",
+    "qwen_image_edit_control_resolution": "control_resolution",
+}  # fmt: skip
+"""What it called keys of a dataset before."""
 _OPTIMIZERS = {
     "adamw": "adamw", "adamw8bit": "adamw-8bit", "bitsandbytes.optim.adamw8bit": "adamw-8bit", "prodigy": "prodigy",
     "prodigyopt.prodigy": "prodigy", "adafactor": "adafactor",
@@ -153,8 +166,19 @@ def base_of(family: str, options: Mapping[str, Any]) -> str:
     told = str(options.get("dit", "")).casefold()
     if family == "z_image":
         return "z-image-turbo" if "turbo" in told or options.get("base_weights") else "z-image"
-    if family == "qwen_image":
-        return "qwen-image"
+    if family == "flux":
+        return "flux-kontext-dev"
+    if family in ("qwen_image", "flux2"):
+        flags = "edit-2509" if options.get("edit_plus") else "edit" if options.get("edit") else "original"
+        version = str(options.get("model_version", "dev" if family == "flux2" else flags)).lower()
+        if (family, version) not in _VERSIONS:
+            known = ", ".join(f"{name} ({each})" for (of, each), name in _VERSIONS.items() if of == family)
+            raise RequestError(
+                f"lorapod has no base model for the model version {version}",
+                f"Known: {known}.",
+                "Name one with --base.",
+            )
+        return _VERSIONS[family, version]
     task = str(options.get("task", "t2v-14B"))
     clips = task[:3]
     if task.endswith("A14B"):
@@ -183,7 +207,7 @@ def of_options(family: str, options: Mapping[str, Any], dataset: Mapping[str, An
         "a run has a folder of its own in the workspace", "output_dir", "logging_dir", "log_with", "dataset_config"
     )
     given.leave("`previews.prompts` says what is drawn", "sample_prompts")
-    given.leave("follows from the base model", "network_module", "task")
+    given.leave("follows from the base model", "network_module", "task", "edit", "edit_plus")
     given.leave("lorapod writes what it knows into a LoRA's header itself", "metadata_title", "metadata_author")
     put(recipe, "adapter.rank", given.peek("network_dim", 4))
     put(recipe, "adapter.alpha", float(given.peek("network_alpha", 1)))
@@ -209,7 +233,7 @@ def of_options(family: str, options: Mapping[str, Any], dataset: Mapping[str, An
     put(recipe, "training.timestep_sampling", "uniform" if sampling in ("uniform", "sigma") else "logit-normal")
     shift = float(given.peek("discrete_flow_shift", 1.0)) if sampling == "shift" else 1.0
     put(recipe, "training.timestep_shift", shift)
-    put(recipe, "training.resolution_shift", sampling == "qwen_shift")
+    put(recipe, "training.resolution_shift", sampling in _BY_SIZE)
     recipe["saving"] = {
         "checkpoint_every": int(given.peek("save_every_n_steps", 0)) if given.peek("save_state") else 0,
         "lora_every": int(given.peek("save_every_n_steps", 0)),
@@ -234,6 +258,7 @@ def _datasets(imported: Imported, dataset: Mapping[str, Any], entry: Entry) -> N
     own: dict[str, Any] = {}
     folders: list[dict[str, Any]] = []
     for number, table in enumerate(dataset.get("datasets", [])):
+        table = {_FORMER.get(key, key): value for key, value in table.items()}
         given = Given({**general, **table}, f"datasets.{number}", imported)
         path = given.take("video_directory") or given.take("image_directory")
         if path is None:
@@ -271,7 +296,9 @@ def _datasets(imported: Imported, dataset: Mapping[str, Any], entry: Entry) -> N
             given.take(key)
         given.leave("caches belong to the run", "cache_directory")
         given.leave("lorapod reads it off the clips", "source_fps")
-        given.leave("no base model of the catalogue takes control pictures with musubi-tuner", "control_directory")
+        if control := given.take("control_directory"):
+            own |= _of_controls(given, own, entry, any("control" in each for each in folders))
+            folder["control"] = control
         given.leave_rest()
         twin = next((f for f in folders if {**f, "resolutions": []} == {**folder, "resolutions": []}), None)
         if twin is None:
@@ -281,6 +308,28 @@ def _datasets(imported: Imported, dataset: Mapping[str, Any], entry: Entry) -> N
     imported.recipe["datasets"] = folders
     if own:
         put(imported.recipe, "trainer_options.musubi.dataset", own)
+
+
+def _of_controls(given: Given, own: Mapping[str, Any], entry: Entry, is_told: bool) -> dict[str, Any]:
+    """What a dataset says of the size of its control pictures, where it is not what is rendered anyhow.
+
+    Args:
+        own: What another dataset said, which all are told alike.
+        is_told: Whether there was another.
+    """
+    size = given.peek("control_resolution", [])
+    said = {"control_resolution": [size, size] if isinstance(size, int) else list(size)}
+    said["no_resize_control"] = given.peek("no_resize_control", False)
+    support = entry.trainers.get("musubi")
+    rendered = {"control_resolution": support.options.get("control_resolution", []) if support else []}
+    rendered["no_resize_control"] = False
+    found = {}
+    for key, value in said.items():
+        now = own.get(key, rendered[key]) if is_told else value
+        if not same(now, rendered[key]):
+            found[key] = now
+        given.take(key, why="" if same(now, value) else f"all datasets are told the same, {now}")
+    return found
 
 
 def _settle(imported: Imported, options: Mapping[str, Any], given: Given, family: str) -> None:

@@ -20,20 +20,24 @@ class Architecture:
         network: Module of its LoRA networks.
         text: Option to the catalogue's part of each text encoder, for caching captions and for previews.
         text_batch: Captions encoded at once.
-        feed_forward: Regular expression of the linear layers of a block that are not attention.
-        model_version: Whether every script is told `--model_version`.
+        feed_forward: Regular expression of the linear layers of a block that are not attention; None where some are both.
         shift_by_size: `--timestep_sampling` for a shift that depends on the picture's size, where there is one.
         clips: Whether it trains on clips.
+        guidance: Option that a preview's guidance is given in.
+        guidance_is_told: Whether that is a number that the model is told, in place of classifier-free guidance.
+        preview_words: What else a preview is given.
     """
 
     scripts: str
     network: str
     text: dict[str, str]
     text_batch: int
-    feed_forward: str
-    model_version: bool = False
+    feed_forward: str | None
     shift_by_size: str | None = None
     clips: bool = False
+    guidance: str = "l"
+    guidance_is_told: bool = False
+    preview_words: str = ""
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -42,10 +46,20 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "qwen_image": Architecture(
         "qwen_image", "networks.lora_qwen_image", {"text_encoder": "single-files/text_encoder"}, 1, r".*_mlp.*",
-        model_version=True, shift_by_size="qwen_shift",
+        shift_by_size="qwen_shift",
     ),
     "z_image": Architecture(
         "zimage", "networks.lora_zimage", {"text_encoder": "single-files/text_encoder"}, 16, r".*feed_forward.*"
+    ),
+    "flux": Architecture(  # Kontext alone
+        "flux_kontext", "networks.lora_flux",
+        {"text_encoder1": "single-files/text_encoder", "text_encoder2": "single-files/text_encoder_clip"}, 16, None,
+        shift_by_size="flux_shift", guidance="g", guidance_is_told=True,
+        preview_words="--fs 0",  # shifts by the size as the model's own sampler does; left out it is a shift of 14.5
+    ),
+    "flux2": Architecture(
+        "flux_2", "networks.lora_flux_2", {"text_encoder": "single-files/text_encoder"}, 16, None,
+        shift_by_size="flux2_shift", guidance="g",
     ),
 }  # fmt: skip
 """By the catalogue's family."""

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from lorapod.errors import DatasetError
 from lorapod.models import Entry
 from lorapod.recipe import Recipe, TrainerName
 from lorapod.trainers.base import StageWatch
+from lorapod.trainers.controls import preview_controls, refuse_too_many
 from lorapod.trainers.data_view import DataViews
 from lorapod.trainers.dialect import Followed, Measured
 from lorapod.trainers.external import RENDERED
 from lorapod.trainers.musubi.architectures import ARCHITECTURES, Denoiser, denoisers
-from lorapod.trainers.musubi.render import check, render, train_stage
+from lorapod.trainers.musubi.limits import check
+from lorapod.trainers.musubi.render import render, train_stage
 from lorapod.trainers.musubi.watch import MusubiWatch, noted_total, states
 from lorapod.trainers.rendering import RenderContext, Rendering, ResumePoint
+
+PREVIEW_CONTROLS = "preview-control"
+"""In the folder of all views: what previews start from."""
 
 
 class Musubi:
@@ -37,6 +43,17 @@ class Musubi:
                 "musubi-tuner would cache them and fail at the first step.",
                 "Move the clips out of the dataset, or train a base model for clips.",
             )
+        held = [each for items in views.items for each in items]
+        refuse_too_many(entry, self.name, (each.item for each in held))
+        if entry.control and views.views:
+            trained = [
+                each
+                for view, items in zip(views.views, views.items, strict=True)
+                for each in items
+                if not view.held_out
+            ]
+            folder = views.views[0].path.parent / PREVIEW_CONTROLS
+            context = replace(context, preview_controls=preview_controls(recipe, trained, folder))
         steps = recipe.training.steps
         totals = {train_stage(network): steps for network in _networks(recipe, entry)} if steps else {}
         return Measured(context, totals, [])

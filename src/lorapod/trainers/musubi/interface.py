@@ -12,7 +12,7 @@ from typing import Any
 from lorapod.errors import RequestError
 
 KINDS = ("cache_latents", "cache_text", "train")
-"""Kinds of stages; a person's own tables are called so, and `dataset` for the [general] table of the dataset TOML."""
+"""Kinds of stages; a person's own tables are called so, and `dataset` for what all datasets of the dataset TOML are told."""
 
 _TABLES = ("dataset", *KINDS)
 _TAKEN = {"dataset_config", "output_dir", "output_name", "config_file"}
@@ -21,7 +21,8 @@ _TAKEN = {"dataset_config", "output_dir", "output_name", "config_file"}
 
 @cache
 def interface() -> dict[str, Any]:
-    """The table: `commit`, `[general]` (key to type), and for each kind and family option to what it takes."""
+    """The table: `commit`, `[general]` of the dataset TOML and what its datasets take for control pictures (key to type),
+    and for each kind and family option to what it takes."""
     return tomllib.loads((resources.files(__package__) / "interface.toml").read_text(encoding="utf-8"))
 
 
@@ -40,7 +41,7 @@ def check_own(own: Mapping[str, Any], family: str) -> None:
     for name, table in own.items():
         if name not in _TABLES or not isinstance(table, Mapping):
             raise _wrong(name, list(_TABLES), f"`{name}` is not a table of options for musubi-tuner")
-        known = interface()["general"] if name == "dataset" else options_of(name, family)
+        known = interface()["general"] | interface()["control"] if name == "dataset" else options_of(name, family)
         for option, value in table.items():
             if option in _TAKEN:
                 raise RequestError(f"`{name}.{option}` is set by lorapod", "The run depends on it.", "Leave it out.")

@@ -1,35 +1,28 @@
-"""From a recipe to musubi-tuner's dataset TOML, its prompt file and the command lines of its stages.
+"""From a recipe to the files that musubi-tuner is given and the command lines of its stages.
 
 The stages are: cache latents, cache captions, and a training for each network (two for both experts of Wan 2.2 A14B, one
-after the other). Alpha is always given, since its default there is 1. Caches are named by what they are made from, so
-that a changed resolution, VAE or window never meets a stale one. Not covered: full fine-tuning, one LoRA for both experts.
+after the other). Alpha is always given, since its default there is 1. Not covered: full fine-tuning, one LoRA for both
+experts.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import tomlkit
 
-from lorapod.errors import RequestError
 from lorapod.models import Entry
 from lorapod.recipe import Recipe
 from lorapod.recipe.schema import (
-    AdapterKind,
     Checkpointing,
-    ClipWindows,
-    LoraFormat,
     OptimizerKind,
     Precision,
     Quantization,
     ScheduleKind,
     Targets,
     TimestepSampling,
-    TrainerName,
 )
 from lorapod.trainers.musubi.architectures import (
     ARCHITECTURES,
@@ -40,7 +33,9 @@ from lorapod.trainers.musubi.architectures import (
     image_encoder,
     makes_clips_of_pictures,
 )
+from lorapod.trainers.musubi.data_files import dataset_of, prompts_of, wants_previews
 from lorapod.trainers.musubi.interface import check_own
+from lorapod.trainers.musubi.limits import NETWORKS, OPTIMIZERS, check, own_options
 from lorapod.trainers.rendering import (
     RenderContext,
     RenderedFile,
@@ -48,24 +43,12 @@ from lorapod.trainers.rendering import (
     Rendering,
     ResumePoint,
     View,
-    beyond_external,
+    assumed_views,
 )
 
 Options = dict[str, Any]
 """Command-line options by name: True is a flag, False and None leave the option out, a list gives several values."""
 
-_OPTIMIZERS = {
-    OptimizerKind.ADAMW: "adamw",
-    OptimizerKind.ADAMW_8BIT: "adamw8bit",
-    OptimizerKind.PRODIGY: "prodigyopt.Prodigy",
-    OptimizerKind.ADAFACTOR: "adafactor",
-}
-_NETWORKS = {AdapterKind.LOKR: "networks.lokr", AdapterKind.LOHA: "networks.loha"}
-_WINDOWS = {
-    ClipWindows.HEAD: "head",
-    ClipWindows.UNIFORM: "uniform",
-    ClipWindows.EVERY: "chunk",
-}
 _FALLING = {
     ScheduleKind.COSINE: ("CosineAnnealingLR", "T_max"),
     ScheduleKind.LINEAR: ("PolynomialLR", "total_iters"),
@@ -73,65 +56,6 @@ _FALLING = {
 """Schedules of torch.optim.lr_scheduler that go on as the recipe's, with the argument that is their length."""
 
 _DATASET, _PROMPTS = PurePosixPath("dataset.toml"), PurePosixPath("prompts.txt")
-
-
-def own_options(recipe: Recipe) -> dict[str, Any]:
-    """The person's own options for musubi-tuner."""
-    return recipe.trainer_options.get(TrainerName.MUSUBI, {})
-
-
-def check(recipe: Recipe, entry: Entry) -> None:
-    """Refuses what musubi-tuner cannot do.
-
-    Raises:
-        RequestError: What it is, and which trainers can.
-        BaseModelError: It does not train this base model.
-    """
-    entry.files_for("musubi")
-    check_own(own_options(recipe), entry.family)
-    training, adapter = recipe.training, recipe.adapter
-    if adapter.kind not in (AdapterKind.LORA, *_NETWORKS):
-        raise _cannot(f"train adapters of kind {adapter.kind.value}", "adapter.kind", "builtin can")
-    if beyond := beyond_external(recipe):
-        raise _cannot(*beyond, "builtin can")
-    if adapter.continue_from:
-        raise _cannot("start from a LoRA file in the key layouts of lorapod", "adapter.continue_from", "builtin can")
-    if recipe.optimizer.kind not in _OPTIMIZERS:
-        raise _cannot(f"use the optimizer {recipe.optimizer.kind.value}", "optimizer.kind", "builtin can")
-    if training.timestep_sampling is TimestepSampling.UNIFORM and training.timestep_shift != 1:
-        raise _cannot("shift uniform timesteps", "training.timestep_shift", "builtin can")
-    if training.min_snr_gamma or training.first_frame_share:
-        key = "min_snr_gamma" if training.min_snr_gamma else "first_frame_share"
-        raise _cannot(f"train with `{key}`", f"training.{key}", "builtin can")
-    if training.resolution_shift and not ARCHITECTURES[entry.family].shift_by_size:
-        raise _cannot("shift by the size of the picture here", "training.resolution_shift", "builtin can")
-    if recipe.saving.formats != [LoraFormat.COMFYUI]:
-        raise _cannot("write other layouts than ComfyUI's", "saving.formats", "`lorapod lora convert` makes them")
-    for index, dataset in enumerate(recipe.datasets):
-        for key, who in (
-            ("masks", "diffusion-pipe can"), ("alpha_masks", "no other trainer can yet"), ("shuffle_tags", "builtin can"),
-            ("caption_per_line", "builtin and diffusion-pipe can"),
-            ("control", "no base model of the catalogue for musubi takes them"),
-        ):  # fmt: skip
-            if getattr(dataset, key):
-                raise _cannot(f"train with `{key}`", f"datasets.{index}.{key}", who)
-        if dataset.clip_windows not in _WINDOWS:
-            raise _cannot(
-                "take the middle of clips", f"datasets.{index}.clip_windows", "builtin and diffusion-pipe can"
-            )
-    for prompt in [*recipe.previews.prompts, recipe.previews.negative_prompt]:
-        if " --" in prompt:
-            raise RequestError(
-                f"musubi-tuner would read a part of this prompt as an option: {prompt}",
-                "It takes what follows two dashes for one.",
-                "Write the prompt without ` --`.",
-            )
-
-
-def _cannot(what: str, key: str, who: str) -> RequestError:
-    return RequestError(
-        f"musubi-tuner cannot {what}", f"The recipe asks for it in `{key}`; {who}.", "Change one of them."
-    )
 
 
 def render(recipe: Recipe, entry: Entry, context: RenderContext, own: Mapping[str, Any] | None = None) -> Rendering:
@@ -149,13 +73,11 @@ def render(recipe: Recipe, entry: Entry, context: RenderContext, own: Mapping[st
     own = own_options(recipe) if own is None else own
     check_own(own, entry.family)
     architecture, networks = ARCHITECTURES[entry.family], denoisers(entry, recipe.base_model.expert.value)
-    views = context.views or [
-        View(index, "clip" if entry.modality == "clip" else "picture", path) for index, path in enumerate(context.data)
-    ]
-    notes = _notes(recipe, entry, views)
-    dataset = _dataset(recipe, entry, context, views, own.get("dataset", {}))
+    views = context.views or assumed_views(recipe, entry, context)
+    notes = _notes(recipe, entry, context, views)
+    dataset = dataset_of(recipe, entry, context, views, own.get("dataset", {}))
     files = [RenderedFile(_DATASET, tomlkit.dumps(dataset))]
-    previews = _prompts(recipe, entry)
+    previews = prompts_of(recipe, entry, context, architecture)
     if previews:
         files.append(RenderedFile(_PROMPTS, previews))
     stages = [
@@ -199,7 +121,7 @@ def _start(recipe: Recipe, context: RenderContext, goes_on: ResumePoint | None, 
     return options
 
 
-def _notes(recipe: Recipe, entry: Entry, views: list[View]) -> list[str]:
+def _notes(recipe: Recipe, entry: Entry, context: RenderContext, views: list[View]) -> list[str]:
     notes = []
     if any(dataset.caption_dropout for dataset in recipe.datasets):
         notes.append("musubi-tuner has no caption dropout: `caption_dropout` is not used.")
@@ -207,76 +129,17 @@ def _notes(recipe: Recipe, entry: Entry, views: list[View]) -> list[str]:
         notes.append("musubi-tuner does not evaluate on held-out items: all items are trained on.")
     if any(view.kind == "clip" and view.fps is None for view in views):
         notes.append("The clips' frame rate is not known here: they are used frame by frame, whatever their rate.")
-    if makes_clips_of_pictures(entry) and _wanted_previews(recipe) and not recipe.previews.first_frames:
+    if makes_clips_of_pictures(entry) and wants_previews(recipe) and not recipe.previews.first_frames:
         notes.append(
             "No previews: this base model needs `previews.first_frames`, and musubi-tuner takes none of its own."
         )
+    if entry.control and wants_previews(recipe) and not (context.views or recipe.previews.control):
+        notes.append("Previews start from control pictures of the data, which `prompts.txt` names once it is at hand.")
     if recipe.adapter.targets is Targets.ALL:
         notes.append("musubi-tuner leaves the modulation layers of a block out, whatever `adapter.targets` says.")
     if note := entry.trainers["musubi"].note:
         notes.append(note)
     return notes
-
-
-def _dataset(
-    recipe: Recipe, entry: Entry, context: RenderContext, views: list[View], own: Mapping[str, Any]
-) -> tomlkit.TOMLDocument:
-    document = tomlkit.document()
-    # Clips are always cached into buckets with up-scaling; other settings here would group them differently in training.
-    general = {"caption_extension": ".txt", "batch_size": recipe.training.batch_size, "enable_bucket": True}
-    document["general"] = {**general, "bucket_no_upscale": False, **own}
-    made_from = [str(path) for part, path in sorted(context.model_files.items()) if "transformer" not in part]
-    tables = tomlkit.aot()
-    for view in views:
-        section = recipe.datasets[view.dataset]
-        for side in section.resolutions:
-            table = tomlkit.table()
-            table["resolution"] = [side, side]
-            table["num_repeats"] = view.repeats if view.repeats and not view.held_out else section.repeats
-            clip: dict[str, Any] = {}
-            if view.kind == "clip":
-                clip["target_frames"] = sorted({frames - (frames - 1) % 4 for frames in section.frames})
-                clip["frame_extraction"] = _WINDOWS[section.clip_windows]
-                if section.clip_windows is ClipWindows.UNIFORM:
-                    clip["frame_sample"] = section.windows_per_clip
-                if view.fps is not None:
-                    clip["source_fps"] = float(view.fps)
-            key = [entry.name, str(view.path), side, clip, made_from]
-            name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
-            table["video_directory" if view.kind == "clip" else "image_directory"] = str(view.path)
-            table["cache_directory"] = str(cache_folder(context) / f"{view.dataset}-{side}-{name}")
-            table.update(clip)
-            tables.append(table)
-    document["datasets"] = tables
-    return document
-
-
-def cache_folder(context: RenderContext) -> Path:
-    """Where the caches are: beside the trainer's output, outside of the folders of the data."""
-    return context.output.parent / "cache"
-
-
-def _wanted_previews(recipe: Recipe) -> bool:
-    previews = recipe.previews
-    return bool(previews.prompts) and bool(previews.every or previews.at_start or previews.at_end)
-
-
-def _prompts(recipe: Recipe, entry: Entry) -> str:
-    """The prompt file, a line a preview; empty where there is nothing to draw."""
-    previews = recipe.previews
-    if not _wanted_previews(recipe) or (makes_clips_of_pictures(entry) and not previews.first_frames):
-        return ""
-    lines = []
-    for number, prompt in enumerate(previews.prompts):
-        for seed in previews.seeds:
-            words = [" ".join(prompt.split()), f"--w {previews.width} --h {previews.height} --f {previews.frames}"]
-            words.append(f"--d {seed} --s {previews.steps} --l {previews.guidance:g}")
-            if makes_clips_of_pictures(entry):
-                words.append(f"--i {previews.first_frames[number % len(previews.first_frames)]}")
-            if previews.negative_prompt:
-                words.append(f"--n {' '.join(previews.negative_prompt.split())}")
-            lines.append(" ".join(words))
-    return "\n".join(lines) + "\n"
 
 
 def _version(entry: Entry) -> Options:
@@ -346,7 +209,7 @@ def _adapter(recipe: Recipe, context: RenderContext, architecture: Architecture)
     if adapter.targets is Targets.ATTENTION:
         arguments.append(f"exclude_patterns=[r'{architecture.feed_forward}']")
     options: Options = {
-        "network_module": _NETWORKS.get(adapter.kind, architecture.network),
+        "network_module": NETWORKS.get(adapter.kind, architecture.network),
         "network_dim": adapter.rank,
         "network_alpha": f"{recipe.alpha:g}",
         "network_dropout": adapter.dropout or None,
@@ -371,7 +234,7 @@ def _optimizer(recipe: Recipe) -> Options:
     if optimizer.schedule is ScheduleKind.CONSTANT and optimizer.warmup_steps:
         schedule = "constant_with_warmup"  # `constant` with a warm-up is an error there
     return {
-        "optimizer_type": _OPTIMIZERS[optimizer.kind],
+        "optimizer_type": OPTIMIZERS[optimizer.kind],
         "optimizer_args": arguments,
         "learning_rate": f"{optimizer.learning_rate:g}",
         "lr_scheduler": schedule,

@@ -16,10 +16,13 @@ import tomllib
 from pathlib import Path
 
 LAYERS = {
-    "wan": "blocks_0_self_attn_q",
-    "zimage": "layers_0_attention_to_q",
-    "qwen_image": "transformer_blocks_0_attn_to_q",
+    "wan": ("blocks_0_self_attn_q", 8),
+    "zimage": ("layers_0_attention_to_q", 8),
+    "qwen_image": ("transformer_blocks_0_attn_to_q", 8),
+    "flux_kontext": ("double_blocks_0_img_attn_qkv", 24),
+    "flux_2": ("double_blocks_0_img_attn_qkv", 24),
 }
+"""A layer that each adapts, with its rows; FLUX's hold three of diffusers'."""
 
 
 def options() -> argparse.Namespace:
@@ -37,13 +40,38 @@ def options() -> argparse.Namespace:
 
 def datasets(args: argparse.Namespace) -> list[dict[str, object]]:
     config = tomllib.loads(Path(args.dataset_config).read_text(encoding="utf-8"))
+    for key in config["general"]:
+        assert "control" not in key, f"extra keys not allowed @ data['general'][{key!r}]"
     return [config["general"] | table for table in config["datasets"]]
 
 
 def media(table: dict[str, object]) -> list[Path]:
+    if "image_jsonl_file" in table:
+        lines = Path(str(table["image_jsonl_file"])).read_text(encoding="utf-8").splitlines()
+        return [Path(json.loads(line)["image_path"]) for line in lines]
     folder = Path(str(table.get("image_directory") or table["video_directory"]))
     wanted = (".png", ".jpg", ".jpeg", ".webp", ".mp4")
     return [p for p in sorted(folder.iterdir()) if p.suffix in wanted and p.with_suffix(".txt").is_file()]
+
+
+def controls(table: dict[str, object]) -> list[int]:
+    """How many control pictures each item has, as it pairs them: all of what begins with the item's name."""
+    if "image_jsonl_file" in table:
+        lines = Path(str(table["image_jsonl_file"])).read_text(encoding="utf-8").splitlines()
+        held = [[value for key, value in json.loads(line).items() if key.startswith("control_path")] for line in lines]
+        assert all(Path(path).is_file() for paths in held for path in paths)
+        return [len(paths) for paths in held]
+    if "control_directory" not in table:
+        return [0 for _ in media(table)]
+    left = {path for path in Path(str(table["control_directory"])).iterdir() if path.suffix in (".png", ".jpg")}
+    found = []
+    for path in sorted(media(table), key=lambda path: -len(path.name)):
+        own = {each for each in left if each.name.startswith((f"{path.stem}.", f"{path.stem}_"))}
+        if not own:
+            raise ValueError("Could not find matching control images for 1 images")
+        left -= own
+        found.append(len(own))
+    return found
 
 
 def misbehave(stage: str, step: int = 0) -> None:
@@ -70,11 +98,17 @@ def misbehave(stage: str, step: int = 0) -> None:
         raise OSError(28, "No space left on device", "/run/output")
 
 
-def cache(stage: str) -> None:
-    """Writes an entry an item, as either caching script does."""
+def cache(stage: str, exactly: int | None = None) -> None:
+    """Writes an entry an item, as either caching script does.
+
+    Args:
+        exactly: Control pictures that an item must have.
+    """
     args = options()
     misbehave(stage)
     for number, table in enumerate(datasets(args)):
+        if exactly is not None and any(count != exactly for count in controls(table)):
+            raise ValueError("FLUX.1 Kontext requires exactly one control content per item.")
         sys.stderr.write(f"INFO:musubi_tuner.{stage}:Encoding dataset [{number}]\n")
         folder = Path(str(table["cache_directory"]))
         folder.mkdir(parents=True, exist_ok=True)
@@ -85,8 +119,8 @@ def cache(stage: str) -> None:
         sys.stderr.write("\n")
 
 
-def write_lora(path: Path, layer: str, rank: int, alpha: float) -> None:
-    tensors = {"lora_down.weight": (rank, 8), "lora_up.weight": (8, rank), "alpha": ()}
+def write_lora(path: Path, layer: tuple[str, int], rank: int, alpha: float) -> None:
+    tensors = {"lora_down.weight": (rank, 8), "lora_up.weight": (layer[1], rank), "alpha": ()}
     header: dict[str, object] = {"__metadata__": {"ss_network_dim": str(rank), "ss_training_comment": "stand-in"}}
     body = b""
     for name, shape in tensors.items():
@@ -94,13 +128,22 @@ def write_lora(path: Path, layer: str, rank: int, alpha: float) -> None:
         for side in shape:
             count *= side
         data = struct.pack(f"<{count}f", *([alpha] if name == "alpha" else [0.01] * count))
-        header[f"lora_unet_{layer}.{name}"] = {
+        header[f"lora_unet_{layer[0]}.{name}"] = {
             "dtype": "F32", "shape": list(shape), "data_offsets": [len(body), len(body) + len(data)]
         }  # fmt: skip
         body += data
     text = json.dumps(header).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(len(text).to_bytes(8, "little") + text + body)
+
+
+def sample(prompts: Path, out: Path, name: str) -> None:
+    """A preview a line before the first step, which needs the pictures that it starts from."""
+    (out / "sample").mkdir(parents=True, exist_ok=True)
+    for number, line in enumerate(prompts.read_text(encoding="utf-8").splitlines()):
+        given = [word.removeprefix("ci ") for word in line.split(" --") if word.startswith("ci ")]
+        picture = Path(given[0]).read_bytes() if given else b"none"
+        (out / "sample" / f"{name}_000000_{number:02d}_20260101000000_1.png").write_bytes(picture)
 
 
 def steps_of(args: argparse.Namespace, items: int) -> int:
@@ -123,6 +166,8 @@ def train(scripts: str) -> None:
         sys.stdout.write(f"INFO:accelerate:Loading states from {args.resume}\n")
     total, every = steps_of(args, found), int(getattr(args, "save_every_n_steps", 0))
     out, name = Path(args.output_dir), args.output_name
+    if hasattr(args, "sample_prompts") and hasattr(args, "sample_at_first"):
+        sample(Path(args.sample_prompts), out, name)
     rank, alpha = int(args.network_dim), float(args.network_alpha)
     sys.stdout.write(f"  num train items: {found}\n  total optimization steps: {total}\n\nepoch 1/9\n")
     sys.stdout.flush()

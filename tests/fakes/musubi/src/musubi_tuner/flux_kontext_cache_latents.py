@@ -1,0 +1,5 @@
+"""Stands in for the script of this name."""
+
+from standin import cache
+
+cache("cache_latents", exactly=1)
