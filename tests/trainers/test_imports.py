@@ -95,6 +95,8 @@ def test_diffusion_pipe_there_and_back_is_the_same_training(base: str, tmp_path:
     assert "The data is not here: /data/pictures" in output and "keys carried over" in output
     recipe = recipes.load(tmp_path / "recipe.toml", check_paths=False)
     assert (recipe.name, recipe.base_model.name, recipe.trainer.value) == ("my lora", base, "diffusion-pipe")
+    assert recipe.training.swap_blocks == MAINS[base].get("blocks_to_swap", 0)  # with any other trainer too
+    assert recipe.base_model.quantize.value == ("fp8" if "transformer_dtype" in MAINS[base]["model"] else "none")
     run(tmp_path, "recipe", "render", tmp_path / "recipe.toml", "--out", tmp_path / "out", "--assume-files")
     rendered = next(path for path in (tmp_path / "out").glob("main*.toml"))
     ours = tomllib.loads(rendered.read_text())
@@ -155,6 +157,9 @@ def test_musubi_there_and_back_is_the_same_training(tmp_path: Path) -> None:
     recipe = recipes.load(tmp_path / "recipe.toml", check_paths=False)
     assert (recipe.name, recipe.base_model.name) == ("zorb-high", "wan2.2-t2v-a14b-high")
     assert (recipe.adapter.rank, recipe.alpha, recipe.training.epochs, recipe.training.seed) == (16, 8, 40, 7)
+    assert (
+        recipe.training.swap_blocks == 20 and recipe.base_model.quantize.value == "auto"
+    )  # fp8 without scales stays a word of its own
     assert recipe.datasets[0].frames == [1, 33] and recipe.datasets[0].resolutions == [632]
     run(tmp_path, "recipe", "render", tmp_path / "recipe.toml", "--out", tmp_path / "out", "--assume-files")
     argv = json.loads((tmp_path / "out/03-train.command.json").read_text())["argv"]
@@ -286,7 +291,8 @@ def test_ai_toolkit_becomes_a_recipe_of_the_built_in_trainer(tmp_path: Path) -> 
 
 
 def test_kohya_becomes_a_recipe_of_the_built_in_trainer(tmp_path: Path) -> None:
-    files = [put(tmp_path / "config.toml", {"model": KOHYA}), put(tmp_path / "dataset.toml", SUBSETS)]
+    memory = {"fp8_base": True, "blocks_to_swap": 12}
+    files = [put(tmp_path / "config.toml", {"model": {**KOHYA, **memory}}), put(tmp_path / "dataset.toml", SUBSETS)]
     imported = import_files(files, "kohya")
     recipe = loaded(imported, tmp_path / "r.toml")
     assert (recipe.name, recipe.base_model.name, recipe.training.steps) == ("style", "sdxl", 3000)
@@ -300,6 +306,7 @@ def test_kohya_becomes_a_recipe_of_the_built_in_trainer(tmp_path: Path) -> None:
     assert (folder.repeats, folder.shuffle_tags, folder.caption_prefix) == (10, True, "ohwx man")
     assert recipe.training.batch_size == 4
     assert {note.key: note.fate for note in imported.notes}["noise_offset"] is Fate.LEFT
+    assert (recipe.base_model.quantize.value, recipe.training.swap_blocks) == ("fp8", 12)
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,11 @@ def read(main: Mapping[str, Any], dataset: Mapping[str, Any], base: str | None, 
     put(recipe, "training.accumulation", top.peek("gradient_accumulation_steps", 1))
     put(recipe, "training.gradient_checkpointing", bool(top.peek("activation_checkpointing", False)))
     put(recipe, "training.precision", "fp32" if model.peek("dtype") == "float32" else "bf16")
+    put(recipe, "training.swap_blocks", int(top.peek("blocks_to_swap", 0)))
+    held = model.peek("transformer_dtype", model.peek("dtype"))
+    put(
+        recipe, "base_model.quantize", {"float8": "fp8", model.peek("dtype"): "none"}.get(held)
+    )  # else in its own words
     put(recipe, "optimizer.clip_norm", top.peek("gradient_clipping", 1.0))
     put(recipe, "optimizer.schedule", top.peek("lr_scheduler", "constant"))
     put(recipe, "optimizer.warmup_steps", top.peek("warmup_steps", 0))

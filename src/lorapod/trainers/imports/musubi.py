@@ -228,6 +228,9 @@ def of_options(family: str, options: Mapping[str, Any], dataset: Mapping[str, An
     put(recipe, "training.accumulation", int(given.peek("gradient_accumulation_steps", 1)))
     put(recipe, "training.gradient_checkpointing", bool(given.peek("gradient_checkpointing", False)))
     put(recipe, "training.precision", "fp32" if given.peek("mixed_precision", "no") == "no" else "bf16")
+    put(recipe, "training.swap_blocks", int(given.peek("blocks_to_swap", 0) or 0))
+    fp8 = bool(given.peek("fp8_base", False)), bool(given.peek("fp8_scaled", False))
+    put(recipe, "base_model.quantize", {(True, True): "fp8", (False, False): "none"}.get(fp8))  # else in its own words
     put(recipe, "training.seed", given.peek("seed"))
     sampling = given.peek("timestep_sampling", "sigma")
     put(recipe, "training.timestep_sampling", "uniform" if sampling in ("uniform", "sigma") else "logit-normal")
