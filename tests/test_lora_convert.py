@@ -332,3 +332,39 @@ def test_the_command_writes_beside_the_file_and_never_over_one(tmp_path: Path) -
     again = CliRunner().invoke(app, ["lora", "convert", str(tmp_path / "mine.safetensors"), "--to", "diffusers"])
     assert again.exit_code != 0
     assert (tmp_path / "mine.safetensors").read_bytes() == before
+
+
+def test_musubis_file_for_flux2_adds_to_each_layer_what_it_was_trained_as(tmp_path: Path) -> None:
+    """Names as its `networks.lora_flux_2` writes them for a model of one block of each kind."""
+    folder = picture_models.build_flux2(tmp_path / "model")
+    plain = picture_models.pipeline_of(folder).transformer.state_dict()
+    width = plain["transformer_blocks.0.attn.to_q.weight"].shape[0]
+    inner = plain["transformer_blocks.0.ff.linear_out.weight"].shape[1]
+    made: dict[str, Any] = {}
+    for stream in ("img", "txt"):
+        at = f"lora_unet_double_blocks_0_{stream}"
+        made |= halves(f"{at}_attn_qkv", 3 * width, width, alpha=2.0) | halves(
+            f"{at}_attn_proj", width, width, alpha=2.0
+        )
+        made |= halves(f"{at}_mlp_0", 2 * inner, width, alpha=2.0) | halves(f"{at}_mlp_2", width, inner, alpha=2.0)
+    made |= halves("lora_unet_single_blocks_0_linear1", 3 * width + 2 * inner, width, alpha=2.0)
+    made |= halves("lora_unet_single_blocks_0_linear2", width, width + inner, alpha=2.0)
+    save_file(made, tmp_path / "musubi.safetensors", {"modelspec.architecture": "Flux.2-klein-4b/lora"})
+    assert inspect(tmp_path / "musubi.safetensors").family == "flux2"
+    lora_convert.convert(tmp_path / "musubi.safetensors", tmp_path / "out.safetensors", LoraFormat.COMFYUI)
+    found = weights_with(folder, tmp_path / "out.safetensors")
+
+    def whole(name: str) -> torch.Tensor:
+        return made[f"lora_unet_{name}.lora_up.weight"] @ made[f"lora_unet_{name}.lora_down.weight"] / 2
+
+    for name, parts in {
+        "double_blocks_0_img_attn_qkv": [f"transformer_blocks.0.attn.to_{each}" for each in "qkv"],
+        "double_blocks_0_txt_attn_qkv": [f"transformer_blocks.0.attn.add_{each}_proj" for each in "qkv"],
+        "double_blocks_0_txt_mlp_0": ["transformer_blocks.0.ff_context.linear_in"],
+        "single_blocks_0_linear1": ["single_transformer_blocks.0.attn.to_qkv_mlp_proj"],
+        "single_blocks_0_linear2": ["single_transformer_blocks.0.attn.to_out"],
+    }.items():
+        changed = [found[f"{part}.weight"] - plain[f"{part}.weight"] for part in parts]
+        torch.testing.assert_close(torch.cat(changed), whole(name), atol=1e-4, rtol=1e-4)
+    others = [key for key in plain if not torch.equal(plain[key], found[key]) and "_blocks.0." not in key]
+    assert not others

@@ -269,7 +269,7 @@ def editing(workspace: Workspace, tmp_path: Path) -> Path:
         "name = 'zorb'\ntrainer = 'musubi'\n[base_model]\nname = 'flux-kontext-dev'\n"
         "[[datasets]]\npath = 'after'\ncontrol = 'before'\nresolutions = [64]\nvalidation_share = 0.0\n"
         "[adapter]\nrank = 4\n[optimizer]\nwarmup_steps = 0\n[training]\nsteps = 12\n[saving]\ncheckpoint_every = 5\n"
-        "[previews]\nprompts = ['make it dog', 'another']\nwidth = 64\nheight = 64\nevery = 0\nat_end = false\n",
+        "[previews]\nprompts = ['make it dog', 'another']\nwidth = 64\nheight = 64\nevery = 4\n",
         encoding="utf-8",
     )
     return path
@@ -286,7 +286,9 @@ def test_an_editing_model_is_trained_and_previewed_with_its_control_pictures(
         "to_k", "to_q", "to_v"
     ], "the fused layer that it trains, as ComfyUI reads it"  # fmt: skip
     previews = [event for event in read_events(run) if event["type"] == "preview"]
-    assert [(each["step"], each["prompt"]) for each in previews] == [(0, "make it dog"), (0, "another")]
+    assert [(each["step"], each["prompt"]) for each in previews] == [
+        (step, prompt) for step in (0, 4, 8, 12) for prompt in ("make it dog", "another")
+    ], "each once, though the end of an epoch draws again"
     with Image.open(run.path / previews[0]["path"]) as picture:
         assert picture.size == (64, 64) and picture.getpixel((9, 9)) == (92, 0, 0), "the control picture of the dog"
 

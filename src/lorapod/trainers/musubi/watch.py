@@ -25,7 +25,9 @@ from lorapod.trainers.tracebacks import Raised, Tracebacks
 _WHOLE_STATE = ("model.safetensors", "random_states_0.pkl")
 _START = re.compile(r"from-(\d+)")
 _SAVED = re.compile(r"-step(\d{8})|-(\d{6})|")
-_PREVIEW = re.compile(r"_(?:e(?P<epoch>\d{6})|(?P<step>\d{6}))_(?P<number>\d{2})_\d{14}(?:_(?P<seed>\d+))?\.png")
+_PREVIEW = re.compile(r"_(?:e(?P<epoch>\d{6})|(?P<step>\d{6}))_(?P<number>\d{2,})_\d{14}(?:_\d+)+\.png")
+"""Name of a preview: the epoch (0 before the first step) or the step, the line of the prompt file, the time, the seed where
+there is one, and the number of the picture."""
 
 
 def starts(output: Path) -> list[tuple[int, Path]]:
@@ -172,12 +174,16 @@ class MusubiWatch(ProcessWatch):
         )
 
     def _previews(self) -> list[tuple[int, Path]]:
-        found = []
+        """Previews with their steps. Where they come by steps, those at an epoch's end are drawn twice; once is told."""
+        recipe, found = self.followed.recipe, []
+        by_epochs = not recipe.previews.every and recipe.training.epochs is not None
         for began, folder in starts(self.output):
             for path in (folder / "sample").glob(f"{self._name}_*.png"):
                 match = _PREVIEW.fullmatch(path.name.removeprefix(self._name))
-                if match:
-                    found.append((began + int(match["step"]) if match["step"] else self.reader.step, path))
+                if match and match["step"]:
+                    found.append((began + int(match["step"]), path))
+                elif match and (int(match["epoch"]) == 0 or by_epochs):
+                    found.append((self.reader.step if int(match["epoch"]) else began, path))
         return sorted(found)
 
     def _new_previews(self) -> list[Event]:

@@ -23,6 +23,11 @@ LAYERS = {
     "flux_2": ("double_blocks_0_img_attn_qkv", 24),
 }
 """A layer that each adapts, with its rows; FLUX's hold three of diffusers'."""
+PIXEL = bytes.fromhex(
+    "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b550000000a49444154789c6360000000020001e221bc330000"
+    "000049454e44ae426082"
+)
+"""A PNG of one grey pixel."""
 
 
 def options() -> argparse.Namespace:
@@ -137,13 +142,14 @@ def write_lora(path: Path, layer: tuple[str, int], rank: int, alpha: float) -> N
     path.write_bytes(len(text).to_bytes(8, "little") + text + body)
 
 
-def sample(prompts: Path, out: Path, name: str) -> None:
-    """A preview a line before the first step, which needs the pictures that it starts from."""
-    (out / "sample").mkdir(parents=True, exist_ok=True)
-    for number, line in enumerate(prompts.read_text(encoding="utf-8").splitlines()):
-        given = [word.removeprefix("ci ") for word in line.split(" --") if word.startswith("ci ")]
-        picture = Path(given[0]).read_bytes() if given else b"none"
-        (out / "sample" / f"{name}_000000_{number:02d}_20260101000000_1.png").write_bytes(picture)
+def sample(args: argparse.Namespace, when: str) -> None:
+    """A preview a line: the control picture that it starts from, or one pixel."""
+    folder = Path(args.output_dir) / "sample"
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, line in enumerate(Path(args.sample_prompts).read_text(encoding="utf-8").splitlines()):
+        given = {word.split(" ", 1)[0]: word.split(" ", 1)[1] for word in line.split(" --")[1:]}
+        name = f"{args.output_name}_{when}_{number:02d}_{time.strftime('%Y%m%d%H%M%S')}_{given['d']}_000.png"
+        (folder / name).write_bytes(Path(given["ci"]).read_bytes() if "ci" in given else PIXEL)
 
 
 def steps_of(args: argparse.Namespace, items: int) -> int:
@@ -166,8 +172,8 @@ def train(scripts: str) -> None:
         sys.stdout.write(f"INFO:accelerate:Loading states from {args.resume}\n")
     total, every = steps_of(args, found), int(getattr(args, "save_every_n_steps", 0))
     out, name = Path(args.output_dir), args.output_name
-    if hasattr(args, "sample_prompts") and hasattr(args, "sample_at_first"):
-        sample(Path(args.sample_prompts), out, name)
+    if hasattr(args, "sample_at_first"):
+        sample(args, "e000000")
     rank, alpha = int(args.network_dim), float(args.network_alpha)
     sys.stdout.write(f"  num train items: {found}\n  total optimization steps: {total}\n\nepoch 1/9\n")
     sys.stdout.flush()
@@ -179,6 +185,10 @@ def train(scripts: str) -> None:
         sys.stderr.write(bar)
         sys.stderr.flush()
         misbehave("train", step)
+        if step % int(getattr(args, "sample_every_n_steps", total + 1)) == 0:
+            sample(args, f"{step:06d}")
+            if step % found == 0:  # the end of an epoch asks the same question again
+                sample(args, f"e{step // found:06d}")
         if every and step % every == 0 and step < total:
             path = out / f"{name}-step{step:08d}.safetensors"
             sys.stdout.write(f"\nsaving checkpoint: {path}\n")
