@@ -30,7 +30,8 @@ from data_parts.scanning import known_rate, scan_rates
 
 from lorapod.data import DataPlan, Geometry, load_items, plan_dataset
 from lorapod.data.threads import MAX_THREADS, cores
-from lorapod.recipe.schema import ClipWindows, DatasetSection
+from lorapod.recipe.choices import ClipWindows
+from lorapod.recipe.schema import DatasetSection
 
 FULL = {"files": 10_000, "known": 100_000, "photos": 500, "clips": 20, "pictures": 20_000}
 SMALL = {"files": 1_000, "known": 10_000, "photos": 24, "clips": 4, "pictures": 5_000}

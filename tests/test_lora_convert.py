@@ -19,7 +19,7 @@ from lorapod.engine.adapter_files import read_adapter
 from lorapod.engine.families.sdxl import SDXL
 from lorapod.errors import AdapterError
 from lorapod.lora_file import inspect
-from lorapod.recipe.schema import LoraFormat
+from lorapod.recipe.choices import LoraFormat
 
 sys.path.insert(0, str(Path(__file__).parent / "engine"))
 import picture_models

@@ -149,7 +149,7 @@ def matrix_row(name: str, family_name: str, build: Builder, folder: Path, kind: 
     from lorapod.engine.export import ONLY_LYCORIS
     from lorapod.engine.families import TakesControl, TakesFirstFrame, family_of
     from lorapod.models import BaseModel
-    from lorapod.recipe.schema import AdapterKind, LoraFormat
+    from lorapod.recipe.choices import AdapterKind, LoraFormat
 
     row = Row(name)
     model = build(folder / "model")

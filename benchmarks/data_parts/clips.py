@@ -13,7 +13,7 @@ from data_parts.common import Line, timed
 from lorapod.data import Bucket, place
 from lorapod.data.clips import load_clip, probe_clip
 from lorapod.data.windows import Window, windows_for
-from lorapod.recipe.schema import ClipWindows
+from lorapod.recipe.choices import ClipWindows
 
 TIMES_EVERYTHING = 3.0
 BUCKET = Bucket(832, 480)

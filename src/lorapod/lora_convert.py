@@ -32,7 +32,7 @@ from lorapod.lora_file import (
     values_of,
 )
 from lorapod.lora_names import flux, flux2, kohya, wan
-from lorapod.recipe.schema import LoraFormat
+from lorapod.recipe.choices import LoraFormat
 
 _PREFIXES = {
     "base_model.model.": "denoiser", "diffusion_model.": "denoiser", "transformer.": "denoiser", "unet.": "denoiser",

@@ -28,7 +28,8 @@ from lorapod.errors import AdapterError
 from lorapod.files import sha256_of, written_whole
 from lorapod.lora_names import kohya
 from lorapod.models.families import family_facts
-from lorapod.recipe.schema import AdapterKind, Recipe
+from lorapod.recipe.choices import AdapterKind
+from lorapod.recipe.schema import Recipe
 
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors format
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}

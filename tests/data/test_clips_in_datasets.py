@@ -11,7 +11,8 @@ from PIL import Image
 
 from lorapod.data import Geometry, MediaCache, Severity, load_items, plan_dataset, plan_datasets, scan
 from lorapod.errors import DatasetError
-from lorapod.recipe.schema import ClipWindows, DatasetSection
+from lorapod.recipe.choices import ClipWindows
+from lorapod.recipe.schema import DatasetSection
 
 VIDEO = Geometry(16, frame_step=4, fps=16.0)
 PICTURES = Geometry(16)

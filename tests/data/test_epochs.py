@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lorapod.data import Bucket, DataPlan, Fate, Item, TrainItem, batches, batches_per_epoch, leftovers, place
 from lorapod.data.bucket_chart import draw_buckets
-from lorapod.recipe.schema import TrainerName
+from lorapod.recipe.choices import TrainerName
 
 SQUARE, WIDE, CLIP = Bucket(64, 64), Bucket(96, 64), Bucket(64, 64, 17)
 

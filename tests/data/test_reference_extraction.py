@@ -17,7 +17,8 @@ from PIL import Image
 
 from data.looks import drawn
 from lorapod.data import Geometry, load_items, plan_datasets
-from lorapod.recipe.schema import ClipWindows, DatasetSection
+from lorapod.recipe.choices import ClipWindows
+from lorapod.recipe.schema import DatasetSection
 
 RATE = 16.0
 RESOLUTION = 96

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from lorapod.data.windows import Window, windows_for
-from lorapod.recipe.schema import ClipWindows
+from lorapod.recipe.choices import ClipWindows
 
 HEAD, MIDDLE, UNIFORM, EVERY = ClipWindows.HEAD, ClipWindows.MIDDLE, ClipWindows.UNIFORM, ClipWindows.EVERY
 

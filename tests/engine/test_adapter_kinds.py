@@ -26,7 +26,8 @@ from lorapod.engine.prepare import prepare
 from lorapod.engine.train import Training
 from lorapod.errors import AdapterError, RequestError
 from lorapod.models import BaseModel
-from lorapod.recipe.schema import AdapterKind, AdapterSection, Targets
+from lorapod.recipe.choices import AdapterKind, Targets
+from lorapod.recipe.schema import AdapterSection
 from lorapod.workspace import Workspace
 
 CPU = torch.device("cpu")
@@ -166,7 +167,7 @@ def test_trains_goes_on_and_its_file_does_what_the_adapter_did(
     assert change > 1e-3
     tolerance = {"rtol": 0.0, "atol": 2e-3 * float(change) + 1e-6}
     denoiser, tensors = fresh(), load_file(file)
-    assert apply_file(denoiser, family, tensors, recipes.schema.LoraFormat.COMFYUI) == len(tensors)
+    assert apply_file(denoiser, family, tensors, recipes.LoraFormat.COMFYUI) == len(tensors)
     torch.testing.assert_close(output(family, denoiser, training.job), trained, **tolerance)
 
     ours = fresh()  # as `lorapod sample` puts it on

@@ -183,7 +183,7 @@ def test_rounded_swapped_and_checkpointed_blocks_are_compiled_once_and_learn_the
     from lorapod.engine.checkpointing import enable_checkpointing
     from lorapod.engine.quantised import QuantisedLinear, may_be_quantised, quantise
     from lorapod.engine.streaming import stream
-    from lorapod.recipe.schema import Checkpointing, Quantization
+    from lorapod.recipe.choices import Checkpointing, Quantization
 
     torch._dynamo.reset()
 

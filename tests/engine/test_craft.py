@@ -24,7 +24,8 @@ from lorapod.engine.step import preserved_target, weighted_loss
 from lorapod.engine.train import Training
 from lorapod.errors import LorapodError
 from lorapod.events import PREFIX, from_line
-from lorapod.recipe.schema import LossWeighting, TrainingSection
+from lorapod.recipe.choices import LossWeighting
+from lorapod.recipe.schema import TrainingSection
 from lorapod.workspace import Workspace
 
 

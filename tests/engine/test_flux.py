@@ -16,7 +16,7 @@ from lorapod.engine.families import family_named
 from lorapod.engine.families.base import PreviewRequest
 from lorapod.engine.families.flux import Flux
 from lorapod.models import BaseModel
-from lorapod.recipe.schema import LoraFormat, Targets
+from lorapod.recipe.choices import LoraFormat, Targets
 
 CPU, FP32 = torch.device("cpu"), torch.float32
 

@@ -20,7 +20,7 @@ from lorapod.engine.families import PreviewRequest, family_named, family_of
 from lorapod.engine.families.control import with_controls
 from lorapod.lora_names import flux2
 from lorapod.models import BaseModel
-from lorapod.recipe.schema import LoraFormat, Targets
+from lorapod.recipe.choices import LoraFormat, Targets
 
 CPU, FP32 = torch.device("cpu"), torch.float32
 

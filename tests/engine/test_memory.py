@@ -23,7 +23,7 @@ from lorapod.engine.ranks import Ranks
 from lorapod.engine.train import Training
 from lorapod.errors import OutOfMemoryError, RecipeError
 from lorapod.events import PREFIX, from_line
-from lorapod.recipe.schema import Quantization
+from lorapod.recipe.choices import Quantization
 from lorapod.workspace import Workspace
 
 

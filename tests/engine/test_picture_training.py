@@ -24,7 +24,8 @@ from lorapod.engine import adapters
 from lorapod.engine.families import PreviewRequest, family_of
 from lorapod.events import PREFIX, from_line
 from lorapod.models import BaseModel
-from lorapod.recipe.schema import AdapterSection, Targets
+from lorapod.recipe.choices import Targets
+from lorapod.recipe.schema import AdapterSection
 
 BUILD: dict[str, Callable[..., Path]] = {
     "sdxl": picture_models.build_sdxl,

@@ -9,7 +9,7 @@ from torch import nn
 
 from lorapod.engine.fused_lora import FusedLinear
 from lorapod.engine.quantised import Codes, QuantisedLinear, put_weight, quantise, widened
-from lorapod.recipe.schema import Quantization
+from lorapod.recipe.choices import Quantization
 
 KINDS = [Quantization.FP8, Quantization.INT8, Quantization.NF4]
 

@@ -19,7 +19,7 @@ from lorapod.engine.families.base import PreviewRequest
 from lorapod.engine.families.sdxl import SDXL
 from lorapod.errors import BaseModelError
 from lorapod.models import BaseModel
-from lorapod.recipe.schema import LoraFormat, Targets
+from lorapod.recipe.choices import LoraFormat, Targets
 
 CPU, FP32 = torch.device("cpu"), torch.float32
 V_ZERO_SNR = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}

@@ -31,7 +31,8 @@ from lorapod.engine.train import Training
 from lorapod.errors import AdapterError, LorapodError
 from lorapod.models import BaseModel
 from lorapod.recipe import Recipe
-from lorapod.recipe.schema import DatasetSection, LoraFormat, Regularisation
+from lorapod.recipe.choices import LoraFormat, Regularisation
+from lorapod.recipe.schema import DatasetSection
 from lorapod.workspace import Workspace
 
 KINDS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")

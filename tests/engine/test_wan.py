@@ -21,7 +21,7 @@ from lorapod.engine.families import family_of
 from lorapod.engine.families.base import Expert, PreviewRequest
 from lorapod.engine.noise import draw_levels
 from lorapod.models import BaseModel
-from lorapod.recipe.schema import LoraFormat, Targets, TimestepSampling
+from lorapod.recipe.choices import LoraFormat, Targets, TimestepSampling
 from lorapod.recipe.timesteps import NoiseLevels
 
 CPU, FP32 = torch.device("cpu"), torch.float32

@@ -19,7 +19,7 @@ from lorapod.models.memory import (
     tokens_of,
     usable,
 )
-from lorapod.recipe.schema import Checkpointing, Quantization
+from lorapod.recipe.choices import Checkpointing, Quantization
 
 OFF, SELECTIVE, FULL = Checkpointing.OFF, Checkpointing.SELECTIVE, Checkpointing.FULL
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 from lorapod.cli.main import app
 from lorapod.cli.recipe_timesteps import draw
 from lorapod.errors import RecipeError
-from lorapod.recipe.schema import TimestepSampling
+from lorapod.recipe.choices import TimestepSampling
 from lorapod.recipe.timesteps import NoiseLevels
 
 CASES = [

@@ -12,7 +12,7 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
-from lorapod.recipe.schema import LoraFormat
+from lorapod.recipe.choices import LoraFormat
 
 if TYPE_CHECKING:
     from lorapod.lora_file import LoraInfo

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lorapod.recipe.schema import ExpertChoice
+from lorapod.recipe.choices import ExpertChoice
 from lorapod.recipe.timesteps import NoiseLevels
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def histogram(name: str, levels: NoiseLevels) -> str:
 
 
 def _kind(levels: NoiseLevels) -> str:
-    from lorapod.recipe.schema import TimestepSampling
+    from lorapod.recipe.choices import TimestepSampling
 
     told = {
         TimestepSampling.LOGIT_NORMAL: f"logit-normal, mean {levels.mean:g}, deviation {levels.std:g}",

@@ -16,7 +16,7 @@ from enum import StrEnum
 from lorapod.data.buckets import Bucket
 from lorapod.data.names import shown
 from lorapod.data.plan import DataPlan, TrainItem
-from lorapod.recipe.schema import TrainerName
+from lorapod.recipe.choices import TrainerName
 
 _LISTED = 5
 

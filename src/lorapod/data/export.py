@@ -29,7 +29,8 @@ from lorapod.data.remake import Made, placed, remake_clip, remake_picture
 from lorapod.data.scan import Item
 from lorapod.errors import DatasetError
 from lorapod.files import write_text_whole, written_whole
-from lorapod.recipe.schema import ClipWindows, DatasetSection
+from lorapod.recipe.choices import ClipWindows
+from lorapod.recipe.schema import DatasetSection
 
 
 class Layout(StrEnum):

@@ -23,7 +23,8 @@ from lorapod.data.names import shown
 from lorapod.data.scan import Item, Progress, Scan, scan
 from lorapod.data.walk import Problem, Severity
 from lorapod.errors import DatasetError
-from lorapod.recipe.schema import DatasetSection, Regularisation
+from lorapod.recipe.choices import Regularisation
+from lorapod.recipe.schema import DatasetSection
 
 if TYPE_CHECKING:
     from lorapod.data.windows import Window

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lorapod.recipe.schema import ClipWindows
+from lorapod.recipe.choices import ClipWindows
 
 _ROUNDING = 1e-6
 """Seconds by which a time may be off from having been a fraction."""

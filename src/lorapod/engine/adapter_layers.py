@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lorapod.engine.quantised import QuantisedLinear, frozen_linear
-from lorapod.recipe.schema import AdapterKind
+from lorapod.recipe.choices import AdapterKind
 
 PARTS = {
     "A": AdapterKind.LORA,

@@ -24,7 +24,8 @@ from lorapod.engine.adapter_layers import OftLayer, Parts, kind_of, scale_of
 from lorapod.engine.families import Family
 from lorapod.engine.fused_lora import FusedLinear
 from lorapod.errors import AdapterError
-from lorapod.recipe.schema import AdapterKind, AdapterSection, Targets
+from lorapod.recipe.choices import AdapterKind, Targets
+from lorapod.recipe.schema import AdapterSection
 
 NAME = "default"
 

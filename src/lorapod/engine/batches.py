@@ -18,7 +18,7 @@ from lorapod.engine.job import Job
 from lorapod.engine.masks import weighed
 from lorapod.engine.noise import draw_levels, generator_for
 from lorapod.errors import TrainingError
-from lorapod.recipe.schema import Regularisation
+from lorapod.recipe.choices import Regularisation
 from lorapod.recipe.timesteps import NoiseLevels
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from lorapod.recipe.schema import Quantization
+from lorapod.recipe.choices import Quantization
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from lorapod.engine.losses import Answer, squared_error
 from lorapod.engine.noise import at_quantiles, generator_for
 from lorapod.engine.ranks import Ranks
 from lorapod.engine.text_encoders import live_text
-from lorapod.recipe.schema import Regularisation
+from lorapod.recipe.choices import Regularisation
 
 
 class Evaluation:

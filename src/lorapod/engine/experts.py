@@ -26,7 +26,7 @@ from lorapod.engine.ranks import Ranks
 from lorapod.engine.streaming import StreamedBlocks, stream
 from lorapod.engine.weights import stored_weights
 from lorapod.errors import AdapterError
-from lorapod.recipe.schema import Quantization
+from lorapod.recipe.choices import Quantization
 
 _EXPERT_IN_NAME = re.compile(r"(-high|-low)(?=$|-step\d+|-comfyui|-diffusers|-kohya)")
 """What `engine.export` puts into a file's name."""

@@ -20,7 +20,7 @@ from lorapod.lora_file import make_reproducible, metadata_for
 from lorapod.lora_names import kohya
 from lorapod.models import BaseModel
 from lorapod.recipe import Recipe
-from lorapod.recipe.schema import AdapterKind, LoraFormat, Precision
+from lorapod.recipe.choices import AdapterKind, LoraFormat, Precision
 
 DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP32: torch.float32}
 

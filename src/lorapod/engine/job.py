@@ -41,7 +41,7 @@ from lorapod.errors import DatasetError, RequestError
 from lorapod.files import sha256_of
 from lorapod.models import BaseModel, find_base_model, find_training_adapter
 from lorapod.recipe import Recipe
-from lorapod.recipe.schema import ExpertChoice, LoraFormat, LossWeighting, Precision, Targets
+from lorapod.recipe.choices import ExpertChoice, LoraFormat, LossWeighting, Precision, Targets
 from lorapod.recipe.timesteps import NoiseLevels
 from lorapod.workspace import Workspace
 

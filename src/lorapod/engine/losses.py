@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lorapod.recipe.schema import HuberSchedule, LossKind, LossWeighting, TrainingSection
+from lorapod.recipe.choices import HuberSchedule, LossKind, LossWeighting
+from lorapod.recipe.schema import TrainingSection
 
 WEIGHT = "weight"
 """Name under which an item's conditions hold how much each place counts, (1, f, h, w)."""

@@ -24,7 +24,7 @@ from lorapod.engine.text_encoders import trains_with_encoders
 from lorapod.errors import OutOfMemoryError
 from lorapod.files import write_text_whole
 from lorapod.models.memory import RESERVE, Load, Means, Measures, Wishes, choose, means_in_order, measures_of, tokens_of
-from lorapod.recipe.schema import Checkpointing, Precision, Quantization
+from lorapod.recipe.choices import Checkpointing, Precision, Quantization
 
 _FILE = "memory.json"
 TOLERANCE = 0.15

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from lorapod.errors import MissingPackageError
-from lorapod.recipe.schema import OptimizerKind, OptimizerSection, ScheduleKind
+from lorapod.recipe.choices import OptimizerKind, ScheduleKind
+from lorapod.recipe.schema import OptimizerSection
 
 
 def build_optimizer(

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lorapod.recipe.schema import Quantization
+from lorapod.recipe.choices import Quantization
 
 BLOCK = 64
 """Weights of `nf4` that share a scale."""

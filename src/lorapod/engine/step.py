@@ -22,7 +22,7 @@ from lorapod.engine.job import Job
 from lorapod.engine.losses import loss_of_kind, squared_error, weight_of_level
 from lorapod.engine.ranks import Ranks
 from lorapod.errors import TrainingError
-from lorapod.recipe.schema import LossKind, LossWeighting, Regularisation
+from lorapod.recipe.choices import LossKind, LossWeighting, Regularisation
 
 
 def weighted_loss(job: Job, denoiser: nn.Module, batch: Batch, in_step: bool = False) -> Tensor:

@@ -31,7 +31,7 @@ from lorapod.engine.quantised import Codes, QuantisedLinear, may_be_quantised, q
 from lorapod.errors import BaseModelError
 from lorapod.models import BaseModel
 from lorapod.models.weights import StoredTensor, stored_tensors
-from lorapod.recipe.schema import Quantization
+from lorapod.recipe.choices import Quantization
 
 PIECE_BYTES = 16 << 20
 READERS = 4

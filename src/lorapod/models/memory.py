@@ -24,7 +24,7 @@ from typing import Any
 from lorapod.models.catalogue import Entry
 from lorapod.models.families import WholeMemory, family_facts
 from lorapod.recipe import presets
-from lorapod.recipe.schema import Checkpointing, Quantization
+from lorapod.recipe.choices import Checkpointing, Quantization
 
 BYTES = {Quantization.NONE: 2.0, Quantization.FP8: 1.0, Quantization.INT8: 1.0, Quantization.NF4: 0.5625}
 """Of a weight, as it is held."""

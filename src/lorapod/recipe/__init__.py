@@ -1,27 +1,29 @@
 """The recipe: one TOML file that says all of a training."""
 
 from lorapod.recipe import presets
+from lorapod.recipe.choices import (
+    AdapterKind,
+    LoraFormat,
+    OptimizerKind,
+    Precision,
+    ScheduleKind,
+    Targets,
+    TimestepSampling,
+    TrainerName,
+)
 from lorapod.recipe.goals import Goal
 from lorapod.recipe.load import load
 from lorapod.recipe.reference import reference_markdown
 from lorapod.recipe.schema import (
-    AdapterKind,
     AdapterSection,
     BaseModelSection,
     DatasetSection,
     EvaluationSection,
-    LoraFormat,
-    OptimizerKind,
     OptimizerSection,
-    Precision,
     PreviewSection,
     Recipe,
     SavingSection,
-    ScheduleKind,
     Section,
-    Targets,
-    TimestepSampling,
-    TrainerName,
     TrainingSection,
 )
 from lorapod.recipe.starter import new

@@ -7,138 +7,35 @@ last resort.
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from lorapod.recipe.choices import (
+    AdapterKind,
+    Checkpointing,
+    ClipWindows,
+    ExpertChoice,
+    HuberSchedule,
+    LoraFormat,
+    LossKind,
+    LossWeighting,
+    OptimizerKind,
+    Precision,
+    Quantization,
+    Regularisation,
+    ScheduleKind,
+    Targets,
+    TimestepSampling,
+    TrainerName,
+)
 
 
 class Section(BaseModel):
     """A table of the recipe."""
 
     model_config = ConfigDict(extra="forbid", use_enum_values=False, validate_default=True, allow_inf_nan=False)
-
-
-class TrainerName(StrEnum):
-    BUILTIN = "builtin"
-    DIFFUSION_PIPE = "diffusion-pipe"
-    MUSUBI = "musubi"
-
-
-class AdapterKind(StrEnum):
-    LORA = "lora"
-    RSLORA = "rslora"
-    DORA = "dora"
-    LOKR = "lokr"
-    LOHA = "loha"
-    OFT = "oft"
-
-
-class Targets(StrEnum):
-    ATTENTION = "attention"
-    ATTENTION_FEED_FORWARD = "attention+feed-forward"
-    ALL = "all"
-    STYLE = "style"
-    CHARACTER = "character"
-
-
-class OptimizerKind(StrEnum):
-    ADAMW = "adamw"
-    ADAMW_8BIT = "adamw-8bit"
-    PRODIGY = "prodigy"
-    ADAFACTOR = "adafactor"
-    SCHEDULE_FREE = "schedule-free"
-
-
-class ScheduleKind(StrEnum):
-    CONSTANT = "constant"
-    LINEAR = "linear"
-    COSINE = "cosine"
-
-
-class Precision(StrEnum):
-    BF16 = "bf16"
-    FP32 = "fp32"
-
-
-class Quantization(StrEnum):
-    """How the frozen weights of a base model are held."""
-
-    AUTO = "auto"
-    NONE = "none"
-    FP8 = "fp8"
-    INT8 = "int8"
-    NF4 = "nf4"
-
-
-class Checkpointing(StrEnum):
-    """What is computed again in the backward pass."""
-
-    AUTO = "auto"
-    OFF = "off"
-    SELECTIVE = "selective"
-    FULL = "full"
-
-
-class TimestepSampling(StrEnum):
-    UNIFORM = "uniform"
-    LOGIT_NORMAL = "logit-normal"
-    MODE = "mode"
-
-
-class LossKind(StrEnum):
-    MSE = "mse"
-    HUBER = "huber"
-    SMOOTH_L1 = "smooth-l1"
-
-
-class HuberSchedule(StrEnum):
-    """How the width of a Huber loss follows the noise level."""
-
-    CONSTANT = "constant"
-    EXPONENTIAL = "exponential"
-    SNR = "snr"
-
-
-class LossWeighting(StrEnum):
-    """How much each noise level's loss counts."""
-
-    NONE = "none"
-    SIGMA_SQRT = "sigma-sqrt"
-    COSMAP = "cosmap"
-    DEBIASED = "debiased"
-
-
-class Regularisation(StrEnum):
-    """What a dataset is there for beside the subject."""
-
-    NONE = "none"
-    LEARN = "learn"
-    PRESERVE = "preserve"
-
-
-class ClipWindows(StrEnum):
-    """Which stretches of a clip become items."""
-
-    HEAD = "head"
-    MIDDLE = "middle"
-    UNIFORM = "uniform"
-    EVERY = "every"
-
-
-class ExpertChoice(StrEnum):
-    """Which denoiser of a base model that has two."""
-
-    BOTH = "both"
-    HIGH = "high"
-    LOW = "low"
-
-
-class LoraFormat(StrEnum):
-    COMFYUI = "comfyui"
-    DIFFUSERS = "diffusers"
-    KOHYA = "kohya"
 
 
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -12,8 +12,9 @@ from pydantic import ValidationError
 
 from lorapod.errors import RecipeError
 from lorapod.recipe import presets
+from lorapod.recipe.choices import TrainerName
 from lorapod.recipe.goals import USUAL_STEPS, Goal, passes_of, steps_for
-from lorapod.recipe.schema import BaseModelSection, DatasetSection, Recipe, TrainerName
+from lorapod.recipe.schema import BaseModelSection, DatasetSection, Recipe
 from lorapod.workspace import Workspace
 
 

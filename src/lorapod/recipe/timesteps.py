@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 from lorapod.errors import RecipeError
-from lorapod.recipe.schema import TimestepSampling, TrainingSection
+from lorapod.recipe.choices import TimestepSampling
+from lorapod.recipe.schema import TrainingSection
 
 _NORMAL = NormalDist()
 _NEAREST = 1e-9

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from lorapod.files import write_text_whole
 from lorapod.models import entries
 from lorapod.recipe import Recipe
-from lorapod.recipe.schema import ExpertChoice
+from lorapod.recipe.choices import ExpertChoice
 from lorapod.runs.control import check_before, spawn
 from lorapod.runs.folder import PAIR, RunFolder, all_runs, create_run
 from lorapod.workspace import Workspace

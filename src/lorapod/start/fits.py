@@ -22,7 +22,7 @@ from lorapod.models.memory import (
     peak_of,
     usable,
 )
-from lorapod.recipe.schema import Checkpointing, Quantization
+from lorapod.recipe.choices import Checkpointing, Quantization
 
 
 @dataclass(frozen=True)

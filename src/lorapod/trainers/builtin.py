@@ -11,7 +11,7 @@ from pathlib import Path
 from lorapod.errors import MissingPackageError, RequestError
 from lorapod.models import find_base_model, find_training_adapter
 from lorapod.recipe import Recipe
-from lorapod.recipe.schema import AdapterKind, OptimizerKind
+from lorapod.recipe.choices import AdapterKind, OptimizerKind
 from lorapod.trainers.base import Stage, StageWatch
 from lorapod.workspace import Workspace
 

@@ -14,7 +14,7 @@ from lorapod.errors import AdapterError
 from lorapod.lora_file import inspect, make_reproducible, metadata_for
 from lorapod.models import Entry
 from lorapod.recipe import Recipe
-from lorapod.recipe.schema import AdapterKind, LoraFormat
+from lorapod.recipe.choices import AdapterKind, LoraFormat
 
 
 def collect_lora(

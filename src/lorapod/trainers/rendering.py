@@ -12,14 +12,8 @@ from typing import Literal
 
 from lorapod.models import Entry
 from lorapod.recipe import Recipe
-from lorapod.recipe.schema import (
-    Checkpointing,
-    Quantization,
-    Regularisation,
-    Targets,
-    TimestepSampling,
-    TrainingSection,
-)
+from lorapod.recipe.choices import Checkpointing, Quantization, Regularisation, Targets, TimestepSampling
+from lorapod.recipe.schema import TrainingSection
 
 
 @dataclass(frozen=True)

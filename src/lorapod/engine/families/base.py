@@ -32,7 +32,7 @@ from lorapod.engine.blocks import FULLY, Keeping
 from lorapod.engine.losses import Answer
 from lorapod.engine.weights import Naming
 from lorapod.models import BaseModel
-from lorapod.recipe.schema import LoraFormat, Targets
+from lorapod.recipe.choices import LoraFormat, Targets
 
 Conditions = dict[str, Tensor]
 

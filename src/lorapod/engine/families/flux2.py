@@ -27,7 +27,7 @@ from lorapod.engine.families.shared import OfDiffusers
 from lorapod.engine.weights import Naming, Rows, load_diffusers, load_transformers
 from lorapod.lora_names import flux2
 from lorapod.models import BaseModel
-from lorapod.recipe.schema import LoraFormat, Targets
+from lorapod.recipe.choices import LoraFormat, Targets
 
 MAX_TOKENS = 512
 """Default `max_sequence_length` of `Flux2KleinPipeline`."""

@@ -34,7 +34,7 @@ from lorapod.engine.families.shared import OfDiffusers
 from lorapod.engine.weights import Naming, Rows, load_diffusers, load_transformers
 from lorapod.lora_names import kohya
 from lorapod.models import BaseModel
-from lorapod.recipe.schema import LoraFormat, Targets
+from lorapod.recipe.choices import LoraFormat, Targets
 
 MAX_TOKENS = 1024
 """Limit of the pipeline, counted from after the template."""

@@ -30,7 +30,7 @@ from lorapod.engine.weights import Naming, load_transformers
 from lorapod.errors import BaseModelError
 from lorapod.lora_names import kohya
 from lorapod.models import BaseModel
-from lorapod.recipe.schema import LoraFormat, Targets
+from lorapod.recipe.choices import LoraFormat, Targets
 
 MAX_TOKENS = 77
 """Positions of both CLIP encoders, start and end mark included."""

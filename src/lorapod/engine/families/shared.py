@@ -14,7 +14,7 @@ from lorapod.engine.losses import Answer, squared_error
 from lorapod.engine.weights import Naming, empty, load_diffusers
 from lorapod.errors import RequestError
 from lorapod.models import BaseModel
-from lorapod.recipe.schema import Targets
+from lorapod.recipe.choices import Targets
 
 
 class Answers:

@@ -29,7 +29,7 @@ from lorapod.engine.weights import Naming, load_diffusers, load_transformers
 from lorapod.lora_names.kohya import kohya_name
 from lorapod.lora_names.wan import diffusers_name, original_name
 from lorapod.models import BaseModel
-from lorapod.recipe.schema import LoraFormat, Targets
+from lorapod.recipe.choices import LoraFormat, Targets
 
 MAX_TOKENS = 512
 """`max_sequence_length` of the pipelines' call."""

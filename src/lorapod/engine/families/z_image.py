@@ -21,7 +21,7 @@ from lorapod.engine.families.flow import LearnsVelocity
 from lorapod.engine.families.shared import OfDiffusers
 from lorapod.engine.weights import Naming, load_transformers
 from lorapod.models import BaseModel
-from lorapod.recipe.schema import LoraFormat, Targets
+from lorapod.recipe.choices import LoraFormat, Targets
 
 MAX_TOKENS = 512
 """Default `max_sequence_length` of diffusers' `ZImagePipeline`."""

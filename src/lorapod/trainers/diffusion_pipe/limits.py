@@ -8,15 +8,8 @@ from __future__ import annotations
 from lorapod.errors import RequestError
 from lorapod.models import Entry
 from lorapod.recipe import Recipe, TrainerName
-from lorapod.recipe.schema import (
-    AdapterKind,
-    ClipWindows,
-    DatasetSection,
-    LoraFormat,
-    OptimizerKind,
-    Targets,
-    TimestepSampling,
-)
+from lorapod.recipe.choices import AdapterKind, ClipWindows, LoraFormat, OptimizerKind, Targets, TimestepSampling
+from lorapod.recipe.schema import DatasetSection
 from lorapod.trainers.controls import check_control, who_else
 from lorapod.trainers.diffusion_pipe.interface import check_own
 from lorapod.trainers.diffusion_pipe.models import OPTIMIZERS, denoisers, model_type

@@ -13,13 +13,7 @@ from lorapod.errors import RequestError
 from lorapod.models import Entry
 from lorapod.models.catalogue import catalogue
 from lorapod.recipe import Recipe
-from lorapod.recipe.schema import (
-    ExpertChoice,
-    OptimizerKind,
-    Quantization,
-    Targets,
-    TimestepSampling,
-)
+from lorapod.recipe.choices import ExpertChoice, OptimizerKind, Quantization, Targets, TimestepSampling
 
 OPTIMIZERS = {
     OptimizerKind.ADAMW: "adamw_optimi",  # Kahan summation, without which bf16 weights lose small updates

@@ -16,7 +16,7 @@ import tomlkit
 
 from lorapod.models import Entry
 from lorapod.recipe import Recipe
-from lorapod.recipe.schema import AdapterKind, Checkpointing, ClipWindows, OptimizerKind, Precision
+from lorapod.recipe.choices import AdapterKind, Checkpointing, ClipWindows, OptimizerKind, Precision
 from lorapod.trainers.diffusion_pipe.limits import check, own_options
 from lorapod.trainers.diffusion_pipe.models import (
     OPTIMIZERS,

@@ -17,7 +17,7 @@ import tomlkit
 from lorapod.errors import RequestError
 from lorapod.models import Entry
 from lorapod.recipe import Recipe
-from lorapod.recipe.schema import ClipWindows
+from lorapod.recipe.choices import ClipWindows
 from lorapod.trainers.musubi.architectures import Architecture, makes_clips_of_pictures
 from lorapod.trainers.musubi.interface import interface
 from lorapod.trainers.musubi.limits import WINDOWS

@@ -10,7 +10,7 @@ from typing import Any
 from lorapod.errors import RequestError
 from lorapod.models import Entry
 from lorapod.recipe import Recipe
-from lorapod.recipe.schema import (
+from lorapod.recipe.choices import (
     AdapterKind,
     ClipWindows,
     LoraFormat,

@@ -15,7 +15,7 @@ import tomlkit
 
 from lorapod.models import Entry
 from lorapod.recipe import Recipe
-from lorapod.recipe.schema import (
+from lorapod.recipe.choices import (
     Checkpointing,
     OptimizerKind,
     Precision,
