@@ -359,3 +359,13 @@ def test_an_editing_model_is_refused_what_it_cannot_with_who_can(
     with pytest.raises(RequestError) as caught:
         rendered(model, *changes)
     assert words in f"{caught.value.what} {caught.value.why}"
+
+
+@pytest.mark.parametrize("length", ["training.steps=200", "training.epochs=5"])
+def test_a_resumed_training_draws_at_its_end_and_not_again_at_its_beginning(rendered: Render, length: str) -> None:
+    words = [length, "previews.every=0", "previews.at_start=true", "previews.at_end=true"]
+    whole = options(rendered("z-image", *words), "train")
+    assert "sample_at_first" in whole and {"sample_every_n_steps", "sample_every_n_epochs"} & whole.keys()
+    rest = options(rendered("z-image", *words, resume={"train": ResumePoint("/run/state", 120, 200)}), "train")
+    assert "sample_at_first" not in rest and "sample_every_n_epochs" not in rest
+    assert rest["sample_every_n_steps"] == rest["max_train_steps"] == ["80"]

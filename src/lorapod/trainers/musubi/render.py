@@ -87,7 +87,7 @@ def render(recipe: Recipe, entry: Entry, context: RenderContext, own: Mapping[st
     for network in networks:
         options = _training(recipe, entry, context, network, architecture, previews=bool(previews))
         goes_on = context.resume.get(train_stage(network))
-        options |= _start(recipe, context, goes_on, own.get("train", {}))
+        options |= _start(recipe, context, goes_on, own.get("train", {}), draws=bool(previews))
         stages.append(_stage(train_stage(network), "train", options, own, architecture, context))
     return Rendering(files, stages, notes)
 
@@ -102,7 +102,9 @@ def start_folder(output: Path, step: int) -> Path:
     return output / f"from-{step:06d}"
 
 
-def _start(recipe: Recipe, context: RenderContext, goes_on: ResumePoint | None, own: Mapping[str, Any]) -> Options:
+def _start(
+    recipe: Recipe, context: RenderContext, goes_on: ResumePoint | None, own: Mapping[str, Any], *, draws: bool
+) -> Options:
     """Where a training begins.
 
     Its `--resume` restores weights, optimizer and how far the schedule is, yet neither counts on nor knows how long the
@@ -112,8 +114,12 @@ def _start(recipe: Recipe, context: RenderContext, goes_on: ResumePoint | None, 
     if goes_on is None:
         return {"output_dir": start_folder(context.output, 0)}
     options: Options = {"output_dir": start_folder(context.output, goes_on.step), "resume": goes_on.name}
+    options["sample_at_first"] = False  # what it drew when it was saved
     if goes_on.total is not None:
-        options |= {"max_train_steps": max(1, goes_on.total - goes_on.step), "max_train_epochs": None}
+        left = max(1, goes_on.total - goes_on.step)
+        options |= {"max_train_steps": left, "max_train_epochs": None}
+        if draws and recipe.previews.at_end and not recipe.previews.every:
+            options |= {"sample_every_n_steps": left, "sample_every_n_epochs": None}
         schedule = _FALLING.get(recipe.optimizer.schedule)
         if schedule and "lr_scheduler" not in own:
             options |= {"lr_scheduler": "constant", "lr_warmup_steps": None}

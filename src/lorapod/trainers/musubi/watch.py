@@ -182,7 +182,7 @@ class MusubiWatch(ProcessWatch):
                 match = _PREVIEW.fullmatch(path.name.removeprefix(self._name))
                 if match and match["step"]:
                     found.append((began + int(match["step"]), path))
-                elif match and (int(match["epoch"]) == 0 or by_epochs):
+                elif match and (int(match["epoch"]) == 0 or (by_epochs and not began)):
                     found.append((self.reader.step if int(match["epoch"]) else began, path))
         return sorted(found)
 
