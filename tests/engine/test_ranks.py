@@ -28,6 +28,8 @@ from lorapod.errors import RequestError, TrainingError
 from lorapod.events import PREFIX, from_line
 from lorapod.recipe import Recipe
 
+SHARDED = ("training.gpus=2", "training.shard_base=true", "training.gradient_checkpointing=full")
+
 
 class Bench:
     """A dataset of two shapes, and runs of the real engine process."""
@@ -145,9 +147,6 @@ def test_one_of_them_speaks_draws_and_writes(alone: tuple[Path, list[dict]], sha
     assert files[0] == files[1]
 
 
-SHARDED = ("training.gpus=2", "training.shard_base=true", "training.gradient_checkpointing=full")
-
-
 def test_a_base_model_split_over_processes_makes_the_same_lora(bench: Bench, alone: tuple[Path, list[dict]]) -> None:
     """Previews too, which all draw together, and the losses of held-out items that do not divide evenly."""
     run, events = bench.train(*SHARDED)
@@ -218,13 +217,13 @@ def test_the_parts_of_all_ranks_are_the_step(count: int) -> None:
         assert sorted(seen) == list(range(size)) and shares == pytest.approx(1)
 
 
-@pytest.mark.parametrize("to", [1, 2])
+@pytest.mark.parametrize("to", [("training.gpus=1",), ("training.gpus=2",), SHARDED], ids=["one", "two", "shards"])
 def test_a_checkpoint_moves_between_numbers_of_processes(
-    bench: Bench, alone: tuple[Path, list[dict]], shared: tuple[Path, list[dict]], to: int
+    bench: Bench, alone: tuple[Path, list[dict]], shared: tuple[Path, list[dict]], to: tuple[str, ...]
 ) -> None:
-    """From two to one and from one to two, in the midst of the same training."""
-    before = (shared if to == 1 else alone)[0]
-    run = bench.run(f"training.gpus={to}")
+    """From two to one and from one to two, in the midst of the same training; and to two that split the base model."""
+    before = (shared if len(to) == 1 and to[0].endswith("1") else alone)[0]
+    run = bench.run(*to)
     (run / "checkpoints").mkdir()
     (kept,) = (before / "checkpoints").glob("*3.safetensors")
     (run / "checkpoints" / kept.name).write_bytes(kept.read_bytes())
@@ -233,9 +232,10 @@ def test_a_checkpoint_moves_between_numbers_of_processes(
     assert_the_same(run, alone[0])
 
 
-def test_all_stop_after_the_same_step_with_a_checkpoint(bench: Bench) -> None:
+@pytest.mark.parametrize("how", [("training.gpus=2",), SHARDED], ids=["whole", "in shards"])
+def test_all_stop_after_the_same_step_with_a_checkpoint(bench: Bench, how: tuple[str, ...]) -> None:
     """Asked as the supervisor asks: the whole process group is told."""
-    process = bench.start(bench.run("training.gpus=2", "training.steps=100000", "saving.checkpoint_every=100000"))
+    process = bench.start(bench.run(*how, "training.steps=100000", "saving.checkpoint_every=100000"))
     assert process.stdout is not None
     head = ""
     for line in process.stdout:
