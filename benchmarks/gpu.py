@@ -2,6 +2,7 @@
 
     python benchmarks/gpu.py z-image flux-dev 512x512 1024x1024        models, then shapes; each with each that takes it
     python benchmarks/gpu.py wan2.1-t2v-1.3b 832x480x33 --compile on --checkpointing off
+    python benchmarks/gpu.py flux-dev 1024x1024 --attention torch cudnn   which kernels are fastest
     python benchmarks/gpu.py --tiny z-image wan2.1-t2v-1.3b            the same code on the CPU, in seconds
     python benchmarks/gpu.py z-image --musubi CHECKOUT --musubi-python VENV/bin/python
     python benchmarks/gpu.py flux-dev --diffusion-pipe CHECKOUT --diffusion-pipe-python VENV/bin/python
@@ -25,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from gpu_parts.models import MODELS, Shape
 from gpu_parts.report import line_of, write_results
+
+from lorapod.recipe.choices import Attention
 
 RESULTS = Path(__file__).parent / "results"
 SHAPES = {"wan": ["832x480x33", "832x480x81"]}
@@ -48,6 +52,9 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("what", nargs="*", help=f"models ({', '.join(MODELS)}) and shapes (1024x1024, 832x480x81)")
     parser.add_argument("--compile", choices=WAYS, nargs="?", const="on", help="default: both; off with --tiny")
     parser.add_argument("--checkpointing", choices=WAYS, default="both")
+    parser.add_argument(
+        "--attention", nargs="+", choices=list(Attention), default=["auto"], help="kernels, each a cell"
+    )
     parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rank", type=int, default=16)
@@ -101,7 +108,7 @@ def cells(args: argparse.Namespace) -> list[dict[str, Any]]:
         own = [s for s in args.shapes if (Shape.of(s).frames > 1) <= (family == "wan")] or usual
         for shape in own:
             for compiled in WAYS[args.compile]:
-                for checkpointing in WAYS[args.checkpointing]:
+                for checkpointing, attention in product(WAYS[args.checkpointing], args.attention):
                     found.append(
                         {
                             "model": model, "shape": str(Shape.of(shape)), "compiled": compiled,
@@ -109,7 +116,7 @@ def cells(args: argparse.Namespace) -> list[dict[str, Any]]:
                             "tiny": args.tiny, "precision": args.precision, "steps": args.steps,
                             "windows": args.windows, "warmup_steps": args.warmup_steps,
                             "warmup_seconds": args.warmup_seconds, "peak": args.peak_tflops,
-                            "cache": str(args.compile_cache or ""),
+                            "cache": str(args.compile_cache or ""), "attention": str(attention),
                         }
                     )  # fmt: skip
     return found

@@ -28,6 +28,7 @@ from gpu_parts.gpu_state import GpuState
 from gpu_parts.models import MODELS, Shape, latents_shape, random_denoiser, random_text, write_base
 from lorapod import recipe as recipes
 from lorapod.engine import adapters
+from lorapod.engine.attention import attention_of
 from lorapod.engine.batches import Batch, levels_of
 from lorapod.engine.compiling import CompiledBlocks
 from lorapod.engine.job import Job
@@ -35,6 +36,7 @@ from lorapod.engine.noise import draw_levels, generator_for
 from lorapod.engine.optimizers import build_optimizer
 from lorapod.engine.step import optimizer_step
 from lorapod.engine.train import memory_gb
+from lorapod.errors import RequestError
 from lorapod.models import BaseModel
 from lorapod.recipe import Recipe
 from lorapod.workspace import Workspace
@@ -61,6 +63,7 @@ class Cell:
     warmup_seconds: float = 30.0
     peak: float | None = None
     cache: str = ""
+    attention: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -91,11 +94,18 @@ def measure(cell: Cell, began: float) -> dict[str, Any]:
         row |= {"state": "out of memory", "why": str(error).splitlines()[0][:200], **_peaks("")}
     except ValueError as error:
         row |= {"state": "not possible", "why": str(error)}
+    except RequestError as error:
+        row |= {"state": "not possible", "why": f"{error.what}. {error.to_hint()}"}
     return row
 
 
 def _measured(cell: Cell, folder: Path, began: float, imported: float) -> dict[str, Any]:
     job = _job(cell, folder)
+    with attention_of(job):
+        return _trained(cell, job, folder, began, imported)
+
+
+def _trained(cell: Cell, job: MadeJob, folder: Path, began: float, imported: float) -> dict[str, Any]:
     denoiser = random_denoiser(job.base, job.device, job.dtype)
     adapters.add_adapter(denoiser, job.family, job.recipe.adapter, job.recipe.alpha, job.recipe.training.seed)
     _stir(denoiser)
@@ -189,7 +199,7 @@ def _job(cell: Cell, folder: Path) -> MadeJob:
     overrides = [
         f"base_model.name={folder / 'base'}", f"adapter.rank={cell.rank}", f"training.batch_size={cell.batch}",
         "training.steps=1000", f"training.precision={cell.precision}", f"training.compile={str(cell.compiled).lower()}",
-        f"training.gradient_checkpointing={str(cell.checkpointing).lower()}",
+        f"training.gradient_checkpointing={str(cell.checkpointing).lower()}", f"training.attention={cell.attention}",
     ]  # fmt: skip
     text = f'name = "benchmark"\n[base_model]\nname = "{base.folder}"\n[[datasets]]\npath = "none"\n'
     (folder / "recipe.toml").write_text(text, encoding="utf-8")

@@ -14,7 +14,7 @@ from lorapod.files import write_text_whole
 
 Row = dict[str, Any]
 
-_KEY = ("trainer", "model", "shape", "batch", "rank", "compiled", "checkpointing", "precision", "tiny")
+_KEY = ("trainer", "model", "shape", "batch", "rank", "compiled", "checkpointing", "precision", "tiny", "attention")
 _HEAD = (
     "trainer", "model", "shape", "batch", "precision", "blocks",
     "checkpointing", "s/step", "slowest", "samples/s", "MFU", "peak GB",
@@ -88,7 +88,8 @@ def _cells(row: Row) -> list[str]:
 def _blocks(row: Row) -> str:
     if row.get("still_compiled") is False:
         return "fell back to eager"
-    return "compiled" if row["compiled"] else "eager"
+    kind = row.get("attention", "auto")
+    return ("compiled" if row["compiled"] else "eager") + ("" if kind == "auto" else f", {kind}")
 
 
 def _kept(row: Row) -> str:

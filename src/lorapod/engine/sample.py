@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lorapod.data.grid import draw_grid
 from lorapod.engine import adapter_files
+from lorapod.engine.attention import attention_of
 from lorapod.engine.blocks import Keeping
 from lorapod.engine.clips import strip_of
 from lorapod.engine.controls import Controls, given_controls
@@ -52,7 +53,8 @@ def sample(request_file: Path, workspace: Workspace) -> None:
     files = lora_files(lora, job.family.experts)
     _prepare(job, request["prompts"], controls)
     previews = Previews(job, rows, controls)
-    latents = _by_strength(job, previews, files, strengths)
+    with attention_of(job):
+        latents = _by_strength(job, previews, files, strengths)
     vae = job.family.load_vae(job.base, job.device, job.dtype)
     columns = [[strip_of(frames) for frames in decode_all(job.family, vae, column)] for column in latents]
     cells = [[column[row] for column in columns] for row in range(len(rows))]

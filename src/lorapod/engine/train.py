@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from lorapod import recipe as recipes
 from lorapod.engine import adapters
 from lorapod.engine.adapter_files import ENCODERS, Merged
+from lorapod.engine.attention import attention_of
 from lorapod.engine.averages import Average
 from lorapod.engine.batches import Batches
 from lorapod.engine.blocks import Keeping
@@ -126,8 +127,13 @@ class Training:
             NonFiniteLossError: The loss became NaN or infinite; the last checkpoint is good.
             CheckpointError: The checkpoint is damaged or of another recipe.
             DiskError: No space.
+            RequestError: The recipe names attention kernels that are not here.
         """
         emit("stage", name="train", index=3, count=3, total=self.total)
+        with attention_of(self.job):
+            return self._run(resume, stopped)
+
+    def _run(self, resume: bool, stopped: Callable[[], bool]) -> bool:
         if not (resume and self.restore()):
             self.begin(self.job.experts[0])
         while self.train_expert(stopped):

@@ -66,6 +66,17 @@ class Checkpointing(StrEnum):
     FULL = "full"
 
 
+class Attention(StrEnum):
+    """Kernels that compute attention, those that come first."""
+
+    AUTO = "auto"
+    TORCH = "torch"
+    CUDNN = "cudnn"
+    FLASH = "flash"
+    EFFICIENT = "efficient"
+    MATH = "math"
+
+
 class TimestepSampling(StrEnum):
     UNIFORM = "uniform"
     LOGIT_NORMAL = "logit-normal"

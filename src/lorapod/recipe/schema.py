@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from lorapod.recipe.choices import (
     AdapterKind,
+    Attention,
     Checkpointing,
     ClipWindows,
     ExpertChoice,
@@ -336,6 +337,12 @@ class TrainingSection(Section):
         None,
         gt=0,
         description="GPU memory that `auto` plans with, in 1e9 bytes. Default: what is free when training starts.",
+    )
+    attention: Attention = Field(
+        Attention.AUTO,
+        description="Kernels that compute attention, where they can: `cudnn`, `flash` (FlashAttention-2), `efficient` or "
+        "`math` (slow); `torch` takes torch's own order. `auto` is `cudnn` on GPUs from Hopper on, where it works, and "
+        "`torch` elsewhere. They differ in speed, and in rounding.",
     )
     compile: Literal["auto"] | bool = Field(
         False,

@@ -14,7 +14,16 @@ from lorapod.recipe.schema import Recipe
 _WITHOUT_EFFECT: dict[str, set[str]] = {
     "": {"name", "notes", "evaluation", "previews", "saving"},
     # The length is left out so that a run can be extended; what trades time for memory gives the same result.
-    "training": {"steps", "epochs", "gradient_checkpointing", "swap_blocks", "memory_gb", "gpus", "shard_base"},
+    "training": {
+        "steps",
+        "epochs",
+        "gradient_checkpointing",
+        "swap_blocks",
+        "memory_gb",
+        "gpus",
+        "shard_base",
+        "attention",
+    },
 }
 """Keys by section ("" is the top) that do not change the weights that a step produces."""
 

@@ -152,6 +152,7 @@ def control_folder(view: Path) -> Path:
 
 _OWN_TRAINING = (
     "timestep_mean", "timestep_std", "timestep_scale", "lowest_noise", "highest_noise", "loss", "loss_weighting",
+    "attention",
 )  # fmt: skip
 """Keys of the recipe's training that only the built-in engine follows."""
 
