@@ -94,14 +94,16 @@ def measure(cell: Cell, began: float) -> dict[str, Any]:
         row |= {"state": "out of memory", "why": str(error).splitlines()[0][:200], **_peaks("")}
     except ValueError as error:
         row |= {"state": "not possible", "why": str(error)}
-    except RequestError as error:
-        row |= {"state": "not possible", "why": f"{error.what}. {error.to_hint()}"}
     return row
 
 
 def _measured(cell: Cell, folder: Path, began: float, imported: float) -> dict[str, Any]:
     job = _job(cell, folder)
-    with attention_of(job):
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(attention_of(job))
+        except RequestError as error:
+            raise ValueError(f"{error.what}. {error.to_hint()}") from error
         return _trained(cell, job, folder, began, imported)
 
 

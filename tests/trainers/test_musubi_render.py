@@ -288,7 +288,8 @@ def test_what_saves_memory_is_what_the_recipe_says(rendered: Render, changes: li
     "change",
     [
         "base_model.quantize=nf4", "training.gradient_checkpointing=selective", "training.memory_gb=20",
-        "training.loss=huber", "training.attention=math", "training.loss_weighting=cosmap", "training.timestep_mean=1", "training.highest_noise=0.5",
+        "training.loss=huber", "training.attention=math",
+        "training.loss_weighting=cosmap", "training.timestep_mean=1", "training.highest_noise=0.5",
         "training.timestep_sampling=mode", "datasets.0.regularisation=preserve", "datasets.0.loss_weight=2",
         "adapter.text_encoders=true", "training.gpus=2",
     ],
