@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lorapod.data import Bucket, DataPlan, Fate, Item, TrainItem, batches, batches_per_epoch, leftovers, place
 from lorapod.data.bucket_chart import draw_buckets
+from lorapod.data.scan import ControlPicture
 from lorapod.recipe.choices import TrainerName
 
 SQUARE, WIDE, CLIP = Bucket(64, 64), Bucket(96, 64), Bucket(64, 64, 17)
@@ -83,6 +84,20 @@ def test_the_chart_has_a_row_a_bucket_and_draws_very_many_and_none() -> None:
     many = draw_buckets(plan(*(items(1, Bucket(64, 64 + 8 * i)) for i in range(200))))
     assert many.height < 10_000
     assert len(few.getcolors(1_000_000) or []) > 5
+
+
+def test_items_of_a_batch_have_as_many_control_pictures() -> None:
+    """Else it would take several passes, and where the base model is split over GPUs they would lose step."""
+    picture = ControlPicture(Path("/c.png"), 64, 64, "c")
+    train = plan(items(5, SQUARE), items(6, SQUARE), items(3, SQUARE, dataset=1), known(7, SQUARE)).train
+    for i, each in enumerate(train):
+        train[i] = replace(each, item=replace(each.item, controls=(picture,) * (i % 3)))
+    for epoch in range(3):
+        portions = batches(train, 4, epoch, 1)
+        assert all(len({len(train[i].item.controls) for i in portion}) == 1 for portion in portions)
+        assert len(portions) == batches_per_epoch(plan(train), 4)[TrainerName.BUILTIN]
+    said = sum(each.trainer is TrainerName.BUILTIN for each in leftovers(plan(train), 4))
+    assert said == sum(len(portion) < 4 for portion in portions)
 
 
 def known(count: int, bucket: Bucket) -> list[TrainItem]:

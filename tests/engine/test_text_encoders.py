@@ -28,7 +28,7 @@ from lorapod.engine.previews import Previews
 from lorapod.engine.step import preserved_target
 from lorapod.engine.text_encoders import live_text
 from lorapod.engine.train import Training
-from lorapod.errors import AdapterError, LorapodError
+from lorapod.errors import AdapterError, LorapodError, RequestError
 from lorapod.models import BaseModel
 from lorapod.recipe import Recipe
 from lorapod.recipe.choices import LoraFormat, Regularisation
@@ -230,6 +230,15 @@ def test_a_merged_file_changes_what_captions_say_and_the_new_one_is_without_enco
     torch.testing.assert_close(encoded(merged), encoded(first), rtol=1e-4, atol=1e-4)
     keys = load_file(again.job.folder / "lora" / "zorb.safetensors")
     assert keys and all(key.startswith("lora_unet_") for key in keys)
+
+
+def test_a_training_adapter_that_changes_them_is_refused_before_anything_is_cached(
+    bench: Bench, trained: Training
+) -> None:
+    """Previews are drawn without it, and the encoders could not be had back."""
+    file = trained.job.folder / "lora" / "zorb.safetensors"
+    with pytest.raises(RequestError, match="changes the text encoders"):
+        bench.train(bench.run(f"base_model.training_adapter={file}"))
 
 
 def test_continuing_with_other_layers_says_which_setting(bench: Bench, trained: Training, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from lorapod.models.memory import (
     choose,
     gpu_for,
     means_in_order,
+    measures_of,
     measures_of_entry,
     peak_of,
     tokens_of,
@@ -21,6 +22,7 @@ from lorapod.models.memory import (
 )
 from lorapod.recipe.choices import Checkpointing, Quantization
 
+FIRST = "QwenImageEditPipeline"
 OFF, SELECTIVE, FULL = Checkpointing.OFF, Checkpointing.SELECTIVE, Checkpointing.FULL
 
 
@@ -84,6 +86,17 @@ def test_a_base_model_is_split_over_gpus_before_it_is_held_in_4_bits() -> None:
     assert one - two == pytest.approx(of.parameters * (1 / 2 - 2 / 60), rel=0.001)
     chosen = choose(of, load, 20e9, Wishes(shards=(1, 2)))
     assert chosen is not None and "the base model split over 2 GPUs" in chosen.words
+
+
+def test_control_pictures_count_as_pictures_and_in_the_text_of_models_that_are_shown_them() -> None:
+    edit = measures("qwen-image-edit-2509")
+    assert tokens_of(edit, 1024, 1024, pictures=3) == 3 * 64 * 64 + 128 + 2 * 196
+    first = measures_of(
+        "qwen_image", {"num_attention_heads": 24, "attention_head_dim": 128, "num_layers": 60}, 1, FIRST
+    )
+    assert first is not None and tokens_of(first, 512, 512, pictures=2) == 2 * 32 * 32 + 128 + 1369
+    kontext = measures("flux-kontext-dev")
+    assert tokens_of(kontext, 1024, 1024, pictures=2) == 2 * 64 * 64 + 512
 
 
 def test_wide_weights_and_larger_batches_take_more() -> None:

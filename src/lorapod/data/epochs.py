@@ -91,40 +91,50 @@ def batches(
 ) -> list[list[int]]:
     """The batches of one epoch, as indices into `train`; the same for the same arguments on every machine.
 
-    Each item is in as many batches as it has repeats. All items of a batch share a bucket; where a bucket's items do
-    not fill its last batch, that batch is short: nothing is dropped and nothing is seen twice to fill it.
-    Regularisation items are the exception: of each bucket of them an epoch takes as many as make up their share, one
-    after the other through all of them, so that every epoch has the same number of batches.
+    Each item is in as many batches as it has repeats. All items of a batch share a bucket and have as many control
+    pictures, so that a batch is one pass; where such items do not fill their last batch, that batch is short: nothing is
+    dropped and nothing is seen twice to fill it. Regularisation items are the exception: of each bucket of them an epoch
+    takes as many as make up their share, one after the other through all of them, so that every epoch has the same number
+    of batches.
     """
     rng = random.Random(f"{seed} {epoch}")
-    by_bucket: dict[Bucket, list[int]] = {}
+    by_kind: dict[_Kind, list[int]] = {}
     for i, each in enumerate(train):
         if not each.regularises:
-            by_bucket.setdefault(each.placement.bucket, []).extend([i] * each.repeats)
-    for bucket, (count, pool) in _regularising(train, regularisation_share).items():
-        by_bucket.setdefault(bucket, []).extend(_next_of(pool, count, epoch, f"{seed} {bucket}"))
+            by_kind.setdefault(_kind(each), []).extend([i] * each.repeats)
+    for kind, (count, pool) in _regularising(train, regularisation_share).items():
+        named = " ".join(map(str, filter(None, kind)))
+        by_kind.setdefault(kind, []).extend(_next_of(pool, count, epoch, f"{seed} {named}"))
     portions: list[list[int]] = []
-    for bucket in sorted(by_bucket):
-        indices = by_bucket[bucket]
+    for kind in sorted(by_kind):
+        indices = by_kind[kind]
         rng.shuffle(indices)
         portions += [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
     rng.shuffle(portions)
     return portions
 
 
-def _regularising(train: Sequence[TrainItem], share: float) -> dict[Bucket, tuple[int, list[int]]]:
-    """How many of each bucket's regularisation items an epoch takes, and all of these with their repeats."""
-    pools: dict[Bucket, list[int]] = {}
+_Kind = tuple[Bucket, int]
+"""What items of one batch have in common: the bucket, and how many control pictures each has."""
+
+
+def _kind(item: TrainItem) -> _Kind:
+    return item.placement.bucket, len(item.item.controls)
+
+
+def _regularising(train: Sequence[TrainItem], share: float) -> dict[_Kind, tuple[int, list[int]]]:
+    """How many of each kind's regularisation items an epoch takes, and all of these with their repeats."""
+    pools: dict[_Kind, list[int]] = {}
     for i, each in enumerate(train):
         if each.regularises:
-            pools.setdefault(each.placement.bucket, []).extend([i] * each.repeats)
+            pools.setdefault(_kind(each), []).extend([i] * each.repeats)
     others = sum(each.repeats for each in train if not each.regularises)
     wanted, there = round(others * share / (1 - share)), sum(map(len, pools.values()))
-    counts = {bucket: wanted * len(pool) // there for bucket, pool in pools.items()}
-    by_rest = sorted(pools, key=lambda bucket: (-(wanted * len(pools[bucket]) % there), bucket))
-    for bucket in by_rest[: wanted - sum(counts.values())]:
-        counts[bucket] += 1
-    return {bucket: (counts[bucket], pools[bucket]) for bucket in sorted(pools)}
+    counts = {kind: wanted * len(pool) // there for kind, pool in pools.items()}
+    by_rest = sorted(pools, key=lambda kind: (-(wanted * len(pools[kind]) % there), kind))
+    for kind in by_rest[: wanted - sum(counts.values())]:
+        counts[kind] += 1
+    return {kind: (counts[kind], pools[kind]) for kind in sorted(pools)}
 
 
 def _next_of(pool: list[int], count: int, epoch: int, seed: str) -> list[int]:
@@ -140,11 +150,11 @@ def _next_of(pool: list[int], count: int, epoch: int, seed: str) -> list[int]:
     return taken
 
 
-def _sightings(train: Sequence[TrainItem], share: float) -> dict[Bucket, int]:
-    """How often an epoch of the built-in trainer sees each bucket."""
-    found = {bucket: sum(each.repeats for each in members) for bucket, members in by_bucket(train).items()}
-    for bucket, (count, pool) in _regularising(train, share).items():
-        found[bucket] += count - len(pool)
+def _sightings(train: Sequence[TrainItem], share: float) -> dict[_Kind, int]:
+    """How often an epoch of the built-in trainer sees each kind."""
+    found = {kind: sum(each.repeats for each in members) for kind, members in _by_kind(train).items()}
+    for kind, (count, pool) in _regularising(train, share).items():
+        found[kind] += count - len(pool)
     return found
 
 
@@ -170,6 +180,14 @@ def by_bucket(items: Sequence[TrainItem]) -> dict[Bucket, list[TrainItem]]:
     return found
 
 
+def _by_kind(items: Sequence[TrainItem]) -> dict[_Kind, list[TrainItem]]:
+    """Items of the built-in trainer's batches, in their order."""
+    found: dict[_Kind, list[TrainItem]] = {}
+    for each in items:
+        found.setdefault(_kind(each), []).append(each)
+    return found
+
+
 def leftovers(
     plan: DataPlan, batch_size: int, *, accumulation: int = 1, regularisation_share: float = REGULARISATION_SHARE
 ) -> list[Leftover]:
@@ -185,7 +203,7 @@ def leftovers(
         dropped = trainer is TrainerName.DIFFUSION_PIPE
         whole = batch_size * accumulation if dropped else batch_size
         for bucket, members in _portions(plan, trainer):
-            of = seen[bucket] if trainer is TrainerName.BUILTIN else sum(each.repeats for each in members)
+            of = seen[_kind(members[0])] if trainer is TrainerName.BUILTIN else sum(each.repeats for each in members)
             if of % whole:
                 fate = Fate.DROPPED if dropped else Fate.SHORT_BATCH
                 found.append(Leftover(trainer, fate, bucket, of % whole, of, tuple(members)))
@@ -210,7 +228,10 @@ def batches_per_epoch(
 
 
 def _portions(plan: DataPlan, trainer: TrainerName) -> list[tuple[Bucket, list[TrainItem]]]:
-    """What is put into batches together: all of a bucket, with musubi-tuner all of a bucket and dataset."""
+    """What is put into batches together: all of a bucket, with musubi-tuner all of a bucket and dataset, with the built-in
+    trainer all of a bucket that have as many control pictures."""
+    if trainer is TrainerName.BUILTIN:
+        return [(kind[0], members) for kind, members in sorted(_by_kind(plan.train).items(), key=lambda row: row[0])]
     if trainer is not TrainerName.MUSUBI:
         return sorted(by_bucket(plan.train).items())
     return [

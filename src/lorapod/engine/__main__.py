@@ -21,7 +21,7 @@ from lorapod import recipe as recipes
 from lorapod.engine.launch import count_for, launch, take_own_gpu
 from lorapod.engine.output import emit, emit_error
 from lorapod.engine.status import LOST, STOPPED, by_torchrun, rank_and_count
-from lorapod.errors import LorapodError, LostRankError, NonFiniteLossError, OutOfMemoryError
+from lorapod.errors import LorapodError, LostRankError, OutOfMemoryError
 from lorapod.files import disk_error
 from lorapod.machine import visible_gpus
 from lorapod.workspace import Workspace
@@ -100,8 +100,6 @@ def main() -> int:
     except LostRankError:
         return LOST
     except LorapodError as error:
-        if isinstance(error, NonFiniteLossError) and rank_and_count()[0]:
-            return LOST  # all have it, and the first says so
         emit_error(error)
     except OSError as error:
         if error.errno is None:

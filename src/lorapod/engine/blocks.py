@@ -36,7 +36,15 @@ FULLY = Keeping()
 def blocks_of(denoiser: nn.Module) -> dict[str, nn.Module]:
     """Its blocks by name, in the order in which they compute; empty where its class names none."""
     kinds = set(getattr(denoiser, "_repeated_blocks", None) or ())
-    return {name: module for name, module in denoiser.named_modules() if type(module).__name__ in kinds}
+    found = [(name, module) for name, module in denoiser.named_modules() if type(module).__name__ in kinds]
+    return dict(sorted(found, key=lambda each: _of_unet(each[0])))
+
+
+def _of_unet(name: str) -> int:
+    """Where a part of a U-Net computes, which has its middle last among its modules; the same for all of another model."""
+    parts = ("down_blocks", "mid_block", "up_blocks")
+    first = name.partition(".")[0]
+    return parts.index(first) if first in parts else 0
 
 
 def swapped_of(names: Sequence[str], count: int) -> list[str]:

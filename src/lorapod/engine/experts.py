@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lorapod.engine import adapter_files, adapters
-from lorapod.engine.adapter_files import Merged
+from lorapod.engine.adapter_files import ENCODERS, Merged
 from lorapod.engine.blocks import FULLY, Keeping
 from lorapod.engine.families import Expert, Family, SamplesByExperts
 from lorapod.engine.job import Job
@@ -40,20 +40,28 @@ def free_memory() -> None:
 
 
 def drop_frozen(denoiser: nn.Module, streamed: StreamedBlocks | None = None) -> None:
-    """Frees the frozen weights, those that wait elsewhere too; the trained ones stay."""
+    """Frees the frozen weights, those that wait elsewhere too; the trained ones stay, and text encoders beside it."""
     if streamed:
         streamed.let_go()
-    for parameter in denoiser.parameters():
-        if not parameter.requires_grad:
-            parameter.data = parameter.data.new_empty(0)
+    for parameter in _frozen(denoiser).values():
+        parameter.data = parameter.data.new_empty(0)
     free_memory()
+
+
+def _frozen(denoiser: nn.Module) -> dict[str, nn.Parameter]:
+    """Its own frozen parameters by their names without an adapter."""
+    return {
+        name.replace(".base_layer.", "."): parameter
+        for name, parameter in denoiser.named_parameters()
+        if not parameter.requires_grad and not name.startswith(ENCODERS)
+    }
 
 
 def take_frozen(denoiser: nn.Module, fresh: nn.Module) -> None:
     """Gives the frozen weights of a denoiser that was just loaded to one that dropped its own."""
-    own = {name.replace(".base_layer.", "."): p for name, p in denoiser.named_parameters() if not p.requires_grad}
-    for name, parameter in fresh.named_parameters():
-        own[name].data = parameter.data
+    given = dict(fresh.named_parameters())
+    for name, parameter in _frozen(denoiser).items():
+        parameter.data = given[name].data
 
 
 def adapter_copy(denoiser: nn.Module) -> dict[str, Tensor]:

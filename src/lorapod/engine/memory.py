@@ -99,7 +99,7 @@ class MemoryPlanner:
         job = self.job
         denoiser = job.family.empty_denoiser(job.base, job.experts[0])
         parameters = sum(parameter.numel() for parameter in denoiser.parameters())
-        measures = measures_of(job.base.family, denoiser.config, parameters)
+        measures = measures_of(job.base.family, denoiser.config, parameters, job.base.pipeline)
         return measures if measures and blocks_of(denoiser) else None
 
     def _wishes(self) -> Wishes:
@@ -118,6 +118,10 @@ class MemoryPlanner:
     def _shards(self) -> tuple[int, ...]:
         """Numbers of ranks that the base model may be split over, the first what is done where memory is no matter."""
         wish, count = self.job.recipe.training.shard_base, self.ranks.count
+        if wish and count > 1 and trains_with_encoders(self.job):  # they are small, and so is what they belong to
+            if wish is True:
+                emit("info", message="The base model is not split, since its text encoders are in memory with it.")
+            return (1,)
         if wish is True and count > 1:
             return (count,)
         if wish is True:
@@ -167,7 +171,8 @@ class MemoryPlanner:
             f"With {least.words or 'what the recipe asks for'} it takes about {least.peak / 1e9:.1f} GB; "
             f"{budget / 1e9:.1f} GB can be used.",
             f"Set {smaller}smaller `datasets.resolutions` or `datasets.frames`, leave `base_model.quantize`, "
-            "`training.gradient_checkpointing` and `training.swap_blocks` to `auto`, or use a larger GPU.",
+            "`training.gradient_checkpointing`, `training.swap_blocks` and `training.shard_base` to `auto`, or use a larger "
+            "GPU.",
         )
 
 

@@ -23,7 +23,8 @@ from lorapod.engine.job import Job, as_pixels
 from lorapod.engine.masks import SHARE, read_mask
 from lorapod.engine.output import emit, emit_from_here
 from lorapod.engine.ranks import Ranks
-from lorapod.errors import TrainingError
+from lorapod.engine.text_encoders import changes_encoders
+from lorapod.errors import RequestError, TrainingError
 from lorapod.events import EventType
 from lorapod.files import write_text_whole
 
@@ -68,6 +69,13 @@ def prepare(job: Job, stopped: Callable[[], bool], ranks: Ranks | None = None) -
 def _refuse_what_cannot_be(job: Job) -> None:
     """Raises now what would come up only after hours of caching, or of training the first of two experts."""
     _ = job.first_frames, job.preview_controls
+    for merged in job.merged_adapters:
+        if not merged.in_previews and changes_encoders(job, merged.path):
+            raise RequestError(
+                f"The training adapter {merged.path.name} changes the text encoders",
+                "Previews are drawn without it, and only a denoiser's layers can be taken back from what is on disk.",
+                "Write it without them: lorapod lora convert … --without-text-encoders, or list it in `adapter.merged`.",
+            )
     for expert in job.experts:
         if job.recipe.adapter.continue_from:
             file_for(expert, job.experts, job.recipe.adapter.continue_from)

@@ -31,6 +31,9 @@ from lorapod.errors import LostRankError, TrainingError
 
 T = TypeVar("T")
 
+_all_gather = getattr(distributed, "all_gather_single", None) or distributed.all_gather_into_tensor
+"""Newer versions of torch call it so."""
+
 _PATIENCE = timedelta(days=7)
 """Ranks wait for each other as long as rank 0 draws; who waits for a dead one is ended by the launcher."""
 
@@ -136,7 +139,7 @@ class Ranks:
         whole = torch.empty(self.count * len(part), dtype=part.dtype, device=part.device)
         beside = part.device.type == "cuda"
         try:
-            coming = distributed.all_gather_into_tensor(whole, part, async_op=beside)
+            coming = _all_gather(whole, part, async_op=beside)
         except RuntimeError as error:
             raise LostRankError("Another process of this training is gone", str(error)) from error
         return whole, coming

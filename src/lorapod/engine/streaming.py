@@ -148,7 +148,7 @@ class StreamedBlocks:
     def adopt(self) -> None:
         """Takes the frozen parameters that the blocks have now as those that wait."""
         self.places = [{} for _ in self.blocks]
-        self.coming.clear()
+        self.rest()
         for places, block in zip(self.places, self.blocks, strict=True):
             for module in block.modules():
                 for name, parameter in module._parameters.items():
@@ -156,9 +156,16 @@ class StreamedBlocks:
                         places[module, name] = parameter
         self.source.keep(self.places)
 
+    def rest(self) -> None:
+        """Frees what was fetched and not taken: the block before the first one that a backward pass reached."""
+        for values, coming in self.coming.values():
+            self.source.arrive(values, coming)
+        self.coming.clear()
+        self.last = -1
+
     def let_go(self) -> None:
         """Frees what waits beside the parameters, until there is something to adopt."""
-        self.coming.clear()
+        self.rest()
         self.source.let_go()
 
     def _around(self, number: int, plain: Callable[..., Any]) -> Callable[..., Any]:

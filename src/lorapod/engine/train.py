@@ -143,6 +143,8 @@ class Training:
             with self.weights_for_use():
                 self.finished[self.expert.suffix] = adapter_copy(self.denoiser)
             following = self.job.experts[self.job.experts.index(self.expert) + 1]
+            if self.streamed:
+                self.streamed.let_go()
             del (
                 self.denoiser,
                 self.compiled,
@@ -188,6 +190,8 @@ class Training:
                 self.ranks,
                 stopped(),
             )
+            if self.streamed:
+                self.streamed.rest()
             self.step += 1
             self.average.update(self.step - self.first_step)
             spent = time.perf_counter() - began
@@ -273,11 +277,13 @@ class Training:
             self.preview()
 
     def report(self, losses: list[Tensor], rate: float, seconds: float) -> None:
-        """Prints the `step` event.
+        """Prints the `step` event. Of several ranks one looks: each does so at times of its own, and all have the same loss.
 
         Raises:
             NonFiniteLossError: A loss is NaN or infinite.
         """
+        if not self.ranks.speaks:
+            return
         loss = torch.stack(losses).mean().item()
         if not math.isfinite(loss):
             raise self._not_finite(f"The loss became {loss} at step {self.step}")

@@ -42,6 +42,9 @@ class BlocksMemory(_Table):
     trained: float = Field(description="Weights of an adapter of rank 1 on a block, over the width.")
     trained_inner: float = Field(0, description="Likewise, over the inner width.")
     text_tokens: int = Field(0, description="That go through the blocks beside those of the picture.")
+    control_tokens: dict[str, int] = Field(
+        {}, description="Of the pipelines whose text encoder is shown control pictures: tokens of each in the text."
+    )
     cells: dict[int, int] = Field({}, description="Channels of the latents to pixels a side of a token, where not 16.")
 
 

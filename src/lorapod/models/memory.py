@@ -67,6 +67,7 @@ class Measures:
         attention: Bytes of the outputs of attention, likewise.
         trained: Weights of an adapter of rank 1 on attention and feed-forward layers.
         text_tokens: That go through the blocks beside those of the picture.
+        control_tokens: Those that the text has for each control picture.
         cell: Side in pixels of what is one token.
     """
 
@@ -77,6 +78,7 @@ class Measures:
     attention: float
     trained: float
     text_tokens: int = 0
+    control_tokens: int = 0
     cell: int = 16
 
 
@@ -156,8 +158,12 @@ class Wishes:
     shards: tuple[int, ...] = (1,)
 
 
-def measures_of(family: str, config: Mapping[str, Any], parameters: int) -> Measures | None:
-    """Of a denoiser's configuration; None for a family that was not measured."""
+def measures_of(family: str, config: Mapping[str, Any], parameters: int, pipeline: str = "") -> Measures | None:
+    """Of a denoiser's configuration; None for a family that was not measured.
+
+    Args:
+        pipeline: Class of the base model's pipeline, where it is known.
+    """
     facts = family_facts().get(family)
     memory = facts.memory if facts else None
     if memory is None:
@@ -172,6 +178,7 @@ def measures_of(family: str, config: Mapping[str, Any], parameters: int) -> Meas
     row = 2 * width * layers
     return Measures(
         parameters, layers, saved * layers, 1.05 * row, row, trained * layers, memory.text_tokens,
+        memory.control_tokens.get(pipeline, min(memory.control_tokens.values(), default=0)),
         memory.cells.get(config.get("in_channels", 0), 16),
     )  # fmt: skip
 
@@ -229,7 +236,7 @@ def tokens_of(measures: Measures, width: int, height: int, frames: int = 1, batc
         pictures: That go through the blocks together: what is drawn, and its control pictures.
     """
     image = math.ceil(width / measures.cell) * math.ceil(height / measures.cell) * ((frames - 1) // 4 + 1)
-    return (image * pictures + measures.text_tokens) * batch
+    return (image * pictures + measures.text_tokens + measures.control_tokens * (pictures - 1)) * batch
 
 
 def peak_of(

@@ -330,8 +330,8 @@ class TrainingSection(Section):
     shard_base: Literal["auto"] | bool = Field(
         "auto",
         description="With several GPUs: each holds its share of the base model's blocks, and they put a block together when "
-        "it is its turn. The result stays the same; a step needs fast ways between the GPUs, as NVLink. `auto` does so "
-        "where a base model in 8 bits does not fit.",
+        "it is its turn. This alone changes no result; a step needs fast ways between the GPUs, as NVLink. `auto` does so "
+        "where a base model that is rounded to 8 bits does not fit.",
     )
     memory_gb: float | None = Field(
         None,
