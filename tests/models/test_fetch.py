@@ -195,8 +195,19 @@ def test_no_hub_at_all_is_one_clear_error(
     hub: FakeHub, toy: Repo, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    progress = Notes()
     with pytest.raises(FetchError, match="cannot be reached"):
-        pull(entry(), "builtin", workspace, None, QUICK)
+        pull(entry(), "builtin", workspace, progress, QUICK)
+    assert [note for note in progress.notes if note.startswith("http://127.0.0.1:9 cannot be reached; asking again")]
+    assert len(progress.notes) == QUICK.patience.tries, "each wait is said, so that no one looks at a still screen"
+
+
+def test_a_busy_hub_is_said_and_asked_again(hub: FakeHub, toy: Repo, workspace: Workspace) -> None:
+    hub.faults["toy"] = [Fault("503", where="info"), Fault("429", where="info")]
+    progress = Notes()
+    pull(entry(), "builtin", workspace, progress, QUICK)
+    asked = [note for note in progress.notes if "asking again" in note]
+    assert ["answered 503" in asked[0], "answered 429" in asked[1]] == [True, True], asked
 
 
 def test_a_revision_that_is_gone_at_a_second_pull_is_asked_for_anew(

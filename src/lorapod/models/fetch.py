@@ -97,7 +97,7 @@ class _Pull:
         self.entry, self.trainer, self.progress, self.options = entry, trainer, progress, options
         self.store = Store(workspace)
         self.record = self.store.record(entry.name)
-        self.sources = Sources(entry, self.record.pins, options.patience)
+        self.sources = Sources(entry, self.record.pins, options.patience, progress.note)
         self.stop = threading.Event()
         self.lock = threading.Lock()
 

@@ -70,11 +70,21 @@ class RemoteFile:
 
 
 class Sources:
-    """Asks each repository once. Pins: repository and revision to the commit that was used before."""
+    """Asks each repository once. Pins: repository and revision to the commit that was used before.
 
-    def __init__(self, entry: Entry, pins: dict[str, str] | None = None, patience: Patience | None = None) -> None:
+    `on_note` hears what a waiting person should know: that the hub did not answer and will be asked again.
+    """
+
+    def __init__(
+        self,
+        entry: Entry,
+        pins: dict[str, str] | None = None,
+        patience: Patience | None = None,
+        on_note: Callable[[str], None] = lambda text: None,
+    ) -> None:
         self.entry = entry
         self.patience = patience or Patience(tries=4)
+        self.on_note = on_note
         self.pins = dict(pins or {})
         self._repos: dict[tuple[str, str], Any] = {}
 
@@ -163,9 +173,12 @@ class Sources:
                 if status != 429 and status < 500:
                     raise
                 asked = retry_after(error.response.headers.get("Retry-After"))
+                what = f"{endpoint()} answered {status}"
             except network_errors():
-                pass
-            time.sleep(self.patience.wait(failures, asked))
+                what = f"{endpoint()} cannot be reached"
+            seconds = self.patience.wait(failures, asked)
+            self.on_note(f"{what}; asking again in {seconds:.0f} s ({failures} of {self.patience.tries})")
+            time.sleep(seconds)
         return ask()
 
     def forget_pins(self) -> None:
