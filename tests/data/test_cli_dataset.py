@@ -50,7 +50,7 @@ def test_check_as_json_is_json_alone(pictures: Callable[..., Path]) -> None:
     assert said["items"] == 6
     assert [(p["severity"], Path(p["path"]).name) for p in said["problems"]] == [
         ("error", "bad.png"),
-        ("info", "photo.heic"),
+        ("warning", "photo.heic"),
     ]
     assert all(p["what"] and p["remedy"] for p in said["problems"])
 

@@ -52,6 +52,7 @@ def test_every_file_ends_as_item_caption_problem_or_other(tmp_path: Path) -> Non
     (tmp_path / "wanted.mov").write_bytes(b"x")
     (tmp_path / "wanted.txt").write_text("a clip")
     (tmp_path / "phone.HEIC").write_bytes(b"x")
+    (tmp_path / "logo.svg").write_bytes(b"x")
     (tmp_path / "orphan.txt").write_text("nobody")
     (tmp_path / "notes.md").write_text("x")
     (tmp_path / ".DS_Store").write_text("x")
@@ -75,7 +76,8 @@ def test_every_file_ends_as_item_caption_problem_or_other(tmp_path: Path) -> Non
         "wanted.mov": Severity.ERROR,
         "clip.mp4": Severity.ERROR,
         "orphan.txt": Severity.WARNING,
-        "phone.HEIC": Severity.INFO,
+        "phone.HEIC": Severity.WARNING,
+        "logo.svg": Severity.INFO,
     }
     assert all(problem.what and problem.remedy for problem in found.problems)
     assert {path.name for path in found.others} == {"notes.md", ".DS_Store", "no extension", "._good.png"}

@@ -17,7 +17,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lorapod import recipe as recipes
+from lorapod.errors import DiskError
 from lorapod.events import PREFIX, from_line
+from lorapod.workspace import Workspace
 
 KILLED = Path(__file__).parents[1] / "fakes/killed_engine.py"
 
@@ -154,6 +156,26 @@ def test_sigint_stops_after_the_step_with_a_checkpoint(recipe_file: Callable[...
     assert process.wait(60) == 130
     saved = [json.loads(x.removeprefix(PREFIX)) for x in rest.split("\n") if '"checkpoint"' in x]
     assert len(saved) == 1 and (run / saved[0]["path"]).is_file()
+
+
+def test_a_full_disk_is_refused_before_the_first_step(
+    recipe_file: Callable[..., Path],
+    workspace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Not at the first checkpoint, with hours behind it."""
+    from lorapod.engine.job import Job
+    from lorapod.engine.prepare import prepare
+    from lorapod.engine.train import Training
+
+    job = Job(run_folder(recipe_file(), workspace / "run"), Workspace(workspace))
+    prepare(job, lambda: False)
+    usage = shutil.disk_usage(workspace)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100_000))
+    with pytest.raises(DiskError, match="MB free, and this training writes") as caught:
+        Training(job).run(False, lambda: False)
+    assert "--resume" in caught.value.remedy and '"type":"step"' not in capsys.readouterr().out
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run_and_says_what_to_change(

@@ -67,3 +67,14 @@ def test_check_refuses_a_wrong_recipe_as_a_wrong_request(write: Write):
     with pytest.raises(RecipeError, match="line 9: unknown key") as caught:
         run("check", str(write("[training]\nbatch = 1\n")))
     assert caught.value.exit_code == 2
+
+
+def test_keys_are_explained_by_a_part_of_their_names():
+    text = run("keys", "shard")
+    assert text.startswith('training.shard_base  auto or true or false; default: "auto"') and "NVLink" in text
+    assert "datasets.N.repeats" in run("keys", "repeats")
+    everything = run("keys")
+    assert all(f"{section}." in everything for section in ("base_model", "adapter", "training", "previews", "saving"))
+    with pytest.raises(RequestError) as caught:
+        run("keys", "lerning_rate")
+    assert "learning_rate" in caught.value.why

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -164,6 +165,33 @@ def render_command(
         typer.echo(path)
     for note in notes:
         typer.echo(f"Note: {note}", err=True)
+
+
+@app.command("keys")
+def keys_command(
+    word: Annotated[
+        str,
+        typer.Argument(
+            metavar="WORD", help="Part of a key's name, as rate or adapter; all keys without.", show_default=False
+        ),
+    ] = "",
+) -> None:
+    """Explain the keys of a recipe: what each takes, what it is by default, and what it does."""
+    from rich.console import Console
+    from rich.padding import Padding
+    from rich.text import Text
+
+    from lorapod import recipe as recipes
+
+    found = recipes.explained(word)
+    if not found:
+        near = difflib.get_close_matches(word, [each.key.rpartition(".")[2] for each in recipes.explained()], n=3)
+        meant = f"Did you mean {', '.join(dict.fromkeys(near))}?" if near else ""
+        raise RequestError(f"No key has {word!r} in its name", meant, "`lorapod recipe keys` lists all.")
+    console = Console(highlight=False)
+    for each in found:
+        console.print(Text.assemble((each.key, "bold"), f"  {each.takes}; default: {each.default}"))
+        console.print(Padding(Text(each.what), (0, 0, 1, 4)))
 
 
 @app.command("timesteps")

@@ -26,7 +26,7 @@ from lorapod.data.layouts import (
 from lorapod.data.media_cache import FileId, MediaCache
 from lorapod.data.names import natural_key, shown
 from lorapod.data.sidecars import Paired, all_files, match_captions, shape_differs, take_mask_labels
-from lorapod.data.walk import UNUSED_SUB_FOLDER, Folder, Kind, Problem, Severity, walk
+from lorapod.data.walk import PHOTOGRAPHS, UNUSED_SUB_FOLDER, Folder, Kind, Problem, Severity, walk
 from lorapod.errors import DatasetError
 
 Facts = dict[str, dict[Path, Fact | Failure]]
@@ -370,10 +370,15 @@ def list_folders(
 
 
 def _unreadable(folder: Folder, captions: dict[Path, FileId]) -> list[Problem]:
-    """Formats that cannot be read. With a caption beside it, a file was surely meant to be trained on."""
+    """Formats that cannot be read. A photograph, and a file with a caption beside it, were surely meant to be trained on."""
     remedy = "Export it as PNG, JPEG or WebP to use it."
     return [
-        Problem(Severity.WARNING if path in captions else Severity.INFO, path, _NO_READER, remedy)
+        Problem(
+            Severity.WARNING if path in captions or path.suffix.lower() in PHOTOGRAPHS else Severity.INFO,
+            path,
+            _NO_READER,
+            remedy,
+        )
         for path in folder.paths(Kind.UNREADABLE)
     ]
 

@@ -31,6 +31,11 @@ UNREADABLE_EXTENSIONS = frozenset({
 })  # fmt: skip
 """Pictures and drawings that Pillow does not read by itself."""
 
+PHOTOGRAPHS = frozenset({
+    ".arw", ".cr2", ".cr3", ".dng", ".heic", ".heics", ".heif", ".hif", ".nef", ".orf", ".raf", ".raw", ".rw2", ".srw",
+})  # fmt: skip
+"""Those of them that phones and cameras write, which are hardly ever there for another purpose."""
+
 _NOT_LOOKED_INTO = frozenset({"__MACOSX", "@eaDir"})
 """Copies and thumbnails that macOS archives and Synology disks put beside pictures."""
 

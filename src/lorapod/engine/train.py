@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -51,11 +52,15 @@ from lorapod.engine.ranks import Ranks
 from lorapod.engine.step import optimizer_step
 from lorapod.engine.streaming import stream
 from lorapod.engine.text_encoders import attach, trains_with_encoders
-from lorapod.errors import NonFiniteLossError
+from lorapod.errors import DiskError, NonFiniteLossError
 from lorapod.files import sha256_of
+from lorapod.recipe.choices import Precision
 
 _SETTLED = 5
 """Steps after which the peak of memory has been seen, of sizes that came so far."""
+
+_CHECKPOINT_BYTES = 12
+"""Of a trained weight: itself and Adam's two moments in float32."""
 
 REPORT_SECONDS = 0.25
 REPORT_SECONDS_ON_GPU = 1.0
@@ -136,6 +141,8 @@ class Training:
     def _run(self, resume: bool, stopped: Callable[[], bool]) -> bool:
         if not (resume and self.restore()):
             self.begin(self.job.experts[0])
+        if self.ranks.speaks:
+            self.check_space()
         while self.train_expert(stopped):
             self.finish()
             if self.step == self.total:
@@ -298,6 +305,24 @@ class Training:
             seconds=round(seconds, 4),
             memory_gb=memory_gb(self.job.device),
         )
+
+    def check_space(self) -> None:
+        """Refuses now what would fail at the first checkpoint.
+
+        Raises:
+            DiskError: There is no room for one checkpoint, the one that takes its place, and a LoRA.
+        """
+        trained = sum(parameter.numel() for parameter in self.parameters)
+        files = self.recipe.saving
+        lora = trained * (4 if files.precision is Precision.FP32 else 2) * len(files.formats)
+        needed = 2 * trained * _CHECKPOINT_BYTES + lora
+        free = shutil.disk_usage(self.job.folder).free
+        if free < needed:
+            raise DiskError(
+                f"{self.job.folder} has {free / 1e6:.0f} MB free, and this training writes {needed / 1e6:.0f} MB",
+                "That is a checkpoint, the one that replaces it, and the LoRA; previews come on top.",
+                "Free some space (old runs and their checkpoints are the largest), then run the same command with --resume.",
+            )
 
     def check_weights(self) -> None:
         """Refuses to save an adapter that is broken.

@@ -13,7 +13,7 @@ from lorapod.recipe.choices import (
 )
 from lorapod.recipe.goals import Goal
 from lorapod.recipe.load import load
-from lorapod.recipe.reference import reference_markdown
+from lorapod.recipe.reference import explained, reference_markdown
 from lorapod.recipe.schema import (
     AdapterSection,
     BaseModelSection,
@@ -52,6 +52,7 @@ __all__ = [
     "differences",
     "digest",
     "dumps",
+    "explained",
     "load",
     "new",
     "presets",

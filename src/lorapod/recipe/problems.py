@@ -18,7 +18,7 @@ from lorapod.recipe import describe
 from lorapod.recipe.locate import KeyPath, Locations, dotted
 from lorapod.recipe.schema import Section
 
-_REMEDY = "Correct this and run again; every key is explained in docs/recipe.md."
+_REMEDY = "Correct this and run again; `lorapod recipe keys` explains every key."
 
 
 @dataclass(frozen=True)

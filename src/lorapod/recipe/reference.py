@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, get_origin
@@ -43,6 +44,31 @@ def reference_markdown() -> str:
             ]
     parts += ["## Presets", "What a base model's preset sets; the other keys keep their defaults.", *_preset_tables()]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+@dataclass(frozen=True)
+class Explained:
+    """A key in words.
+
+    Attributes:
+        key: With dots, as `--set` takes it; `N` is a dataset's number.
+    """
+
+    key: str
+    takes: str
+    default: str
+    what: str
+
+
+def explained(word: str = "") -> list[Explained]:
+    """Every key whose name, with its section, holds a word; all without one. In the order of the file."""
+    found = []
+    for path, info in walk_fields():
+        key = dotted((path[0], "N", *path[1:]) if path[0] == "datasets" else path)
+        if word.casefold() in key.casefold():
+            takes = type_text(info.annotation, info.metadata).replace("`", "")
+            found.append(Explained(key, takes, _default(info).strip("`"), (info.description or "").replace("`", "")))
+    return found
 
 
 def _section_text(section: type[Section], *, is_list: bool) -> str:
