@@ -58,7 +58,7 @@ def test_one_command_measures_two_families(tmp_path: Path) -> None:
 def test_another_trainer_is_timed_in_the_same_cell(tmp_path: Path) -> None:
     """With the stand-in for musubi-tuner, which reads the dataset's configuration and counts the caches as it does."""
     command = [
-        sys.executable, str(BENCHMARKS / "gpu.py"), "--tiny", "wan2.1-t2v-1.3b", "flux-dev", "64x64x5", "64x64",
+        sys.executable, str(BENCHMARKS / "gpu.py"), "--tiny", "wan2.1-t2v-1.3b", "flux-dev", "64x64x5",
         "--checkpointing", "off", "--results", str(tmp_path), "--musubi", str(FAKES[TrainerName.MUSUBI]),
     ]  # fmt: skip
     done = subprocess.run(
@@ -69,7 +69,6 @@ def test_another_trainer_is_timed_in_the_same_cell(tmp_path: Path) -> None:
     cells = [(row.get("trainer"), row["model"], row["shape"], row["state"]) for row in rows]
     assert cells == [
         (None, "wan2.1-t2v-1.3b", "64x64x5", "measured"), ("musubi", "wan2.1-t2v-1.3b", "64x64x5", "measured"),
-        (None, "wan2.1-t2v-1.3b", "64x64", "measured"), ("musubi", "wan2.1-t2v-1.3b", "64x64", "measured"),
         (None, "flux-dev", "64x64", "measured"), ("musubi", "flux-dev", "64x64", "not possible"),
     ]  # fmt: skip
     ours, theirs = rows[:2]
@@ -83,7 +82,7 @@ def test_diffusion_pipe_is_timed_on_what_was_pulled_for_it(tmp_path: Path) -> No
     workspace = Workspace(tmp_path / "workspace")
     with_model(workspace, "wan2.1-t2v-1.3b")
     command = [
-        sys.executable, str(BENCHMARKS / "gpu.py"), "--tiny", "wan2.1-t2v-1.3b", "z-image", "64x64x5", "64x64",
+        sys.executable, str(BENCHMARKS / "gpu.py"), "--tiny", "wan2.1-t2v-1.3b", "z-image", "64x64x5",
         "--checkpointing", "on", "--results", str(tmp_path), "--workspace", str(workspace.root),
         "--diffusion-pipe", str(FAKES[TrainerName.DIFFUSION_PIPE]),
     ]  # fmt: skip
@@ -94,11 +93,10 @@ def test_diffusion_pipe_is_timed_on_what_was_pulled_for_it(tmp_path: Path) -> No
     rows = json.loads(next(tmp_path.glob("*.json")).read_text(encoding="utf-8"))["rows"]
     theirs = [row for row in rows if row.get("trainer") == "diffusion-pipe"]
     assert [(row["model"], row["shape"], row["state"]) for row in theirs] == [
-        ("wan2.1-t2v-1.3b", "64x64x5", "measured"), ("wan2.1-t2v-1.3b", "64x64", "measured"),
-        ("z-image", "64x64", "not possible"),
+        ("wan2.1-t2v-1.3b", "64x64x5", "measured"), ("z-image", "64x64", "not possible"),
     ]  # fmt: skip
-    assert all(row["seconds_a_step"] >= 0.05 and row["ours_is_faster_by"] > 0 for row in theirs[:2])
-    assert "lorapod models pull z-image" in theirs[2]["why"]
+    assert theirs[0]["seconds_a_step"] >= 0.05 and theirs[0]["ours_is_faster_by"] > 0
+    assert "lorapod models pull z-image" in theirs[1]["why"]
     assert not psutil.Process().children(recursive=True)
 
 
