@@ -101,6 +101,10 @@ class Watch(TorchDispatchMode):
         named = dict(kwargs or {})
         given = [value for value in tree_leaves((args, named)) if isinstance(value, Tensor)]
         before = {value.untyped_storage()._cdata for value in given if value.device == GPU}
+        if func is torch.ops.aten._local_scalar_dense.default and isinstance(given[0], FakeTensor):
+            if before:
+                self.waits[f"a number is read: {_where()}"] += 1
+            return _made_up(given[0].dtype)
         try:
             out = func(*args, **named)
         except Exception as error:
@@ -234,6 +238,7 @@ def pretending() -> Iterator[Watch]:
     with contextlib.ExitStack() as stack:
         for name, call in calls.items():
             stack.enter_context(mock.patch(name, _method(call) if name.startswith("torch.Tensor") else call))
+        stack.enter_context(mock.patch.object(FakeTensor, "data", property(_data, _put_data), create=True))
         stack.enter_context(numberless)
         stack.enter_context(watch)
         yield watch
@@ -241,6 +246,16 @@ def pretending() -> Iterator[Watch]:
 
 def _method(call: Any) -> Any:
     return lambda self, *given, **named: call(self, *given, **named)
+
+
+def _data(self: FakeTensor) -> Tensor:
+    return torch.Tensor.data.__get__(self)
+
+
+def _put_data(self: FakeTensor, value: FakeTensor) -> None:
+    """What `tensor.data = value` does, which may be on another device."""
+    torch.Tensor.data.__set__(self, value)
+    self.fake_device = value.fake_device
 
 
 def _apply(self: nn.Module, change: Any, recurse: bool = True) -> nn.Module:
@@ -286,9 +301,9 @@ def _attention(
     return efficient(query, key, value, attn_mask, True, dropout_p, is_causal, scale=scale)[0]
 
 
-def fake(value: Tensor) -> bool:
-    """Whether a tensor has no numbers."""
-    return isinstance(value, FakeTensor)
+def _made_up(dtype: torch.dtype) -> float | bool:
+    """What is read where there are no numbers."""
+    return True if dtype is torch.bool else 0.5 if dtype.is_floating_point else 1
 
 
 def _where() -> str:
