@@ -107,6 +107,16 @@ def test_a_store_that_cannot_be_opened_still_lists_the_runs(
     assert workspace.store.is_dir()  # what lorapod did not write is not deleted
 
 
+def test_a_run_that_counts_further_than_a_database_can_is_listed(
+    make_run: Callable[[], RunFolder], workspace: Workspace
+) -> None:
+    run, other = make_run(), make_run()
+    journal = Journal(run)
+    journal.add({"t": 1.0, "type": "step", "step": 1, "total": 10**23, "loss": 0.5, "seconds": 0.5})
+    journal.close()
+    assert {row.id for row in list_runs(workspace)} == {run.id, other.id}
+
+
 def test_runs_that_start_at_once_share_a_new_store(make_run: Callable[[], RunFolder], workspace: Workspace) -> None:
     runs = [make_run() for _ in range(4)]
     code = (
