@@ -210,16 +210,17 @@ def timesteps_command(
     """
     from lorapod import recipe as recipes
     from lorapod.cli.recipe_timesteps import curves_of, draw, histogram
-    from lorapod.files import written_whole
+    from lorapod.files import refuse_to_overwrite, write_drawing
 
+    if out is not None:
+        refuse_to_overwrite(out, "--out", ".png", but_own=True)
     workspace = context.obj
     recipe = recipes.load(file, overrides or [], check_paths=False, workspace=workspace)
     curves = curves_of(recipe, workspace)
     for name, levels in curves.items():
         typer.echo(histogram(name, levels))
     if out is not None:
-        with written_whole(out) as path:
-            draw(curves).save(path, "PNG")
+        write_drawing(out, draw(curves))
         typer.echo(f"Wrote {out}")
 
 
