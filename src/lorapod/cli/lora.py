@@ -122,7 +122,9 @@ def resize(
     _refuse_to_overwrite(target)
     smaller, kept = lora_math.resize(lora_convert.read(file, family), rank)
     lora_convert.write(smaller, target, to)
-    typer.echo(f"{target}: rank {rank} at most, {kept:.1%} of the change kept")
+    highest = max((layer.rank for layer in smaller.layers), default=0)
+    unchanged = " (its own, no layer has a higher one)" if highest < rank else ""
+    typer.echo(f"{target}: rank {highest}{unchanged}, {kept:.1%} of the change kept")
 
 
 @app.command()
