@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
+from safetensors.numpy import load_file, save_file
+from typer.testing import CliRunner, Result
 
 from lorapod import lora_convert
 from lorapod.cli.main import app
+from lorapod.errors import AdapterError
 
 AT = "lora_unet_transformer_blocks_0_"
 SHAPES = {f"{AT}attn_to_q": (24, 16), f"{AT}img_mlp_net_0_proj": (48, 16)}
@@ -35,6 +37,10 @@ def read(path: Path) -> dict[str, Any]:
     return {x.module.replace(".", "_"): x.scale * x.up @ x.down for x in lora_convert.read(path).layers}
 
 
+def lorapod_lora(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, ["lora", *map(str, arguments)])
+
+
 def run(*arguments: str | Path) -> str:
     ended = CliRunner().invoke(app, ["lora", *map(str, arguments)], catch_exceptions=False)
     assert ended.exit_code == 0, ended.output
@@ -56,7 +62,8 @@ def test_resizing_gives_the_nearest_of_that_rank(tmp_path: Path) -> None:
 
 def test_a_rank_that_is_no_lower_changes_nothing(tmp_path: Path) -> None:
     added = write(tmp_path / "a.safetensors", 4, 1)
-    assert "100.0%" in run("resize", tmp_path / "a.safetensors", "--rank", "9", "--to", "kohya")
+    said = run("resize", tmp_path / "a.safetensors", "--rank", "9", "--to", "kohya")
+    assert "rank 4 (its own" in said and "100.0%" in said
     for name, found in read(tmp_path / "a-rank9.safetensors").items():
         np.testing.assert_allclose(found, added[name], atol=1e-4)
 
@@ -93,6 +100,21 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
         ended = CliRunner().invoke(app, ["lora", "merge", *files, *extra, "-o", str(tmp_path / "c.safetensors")])
         assert ended.exit_code != 0
     assert not (tmp_path / "c.safetensors").exists()
+    compared = lorapod_lora("compare", tmp_path / "a.safetensors", tmp_path / "wan.safetensors")
+    assert isinstance(compared.exception, AdapterError) and "different base models" in str(compared.exception)
+
+
+@pytest.mark.parametrize("command", ["convert", "resize", "merge", "compare"])
+def test_a_lora_that_holds_nan_is_refused(tmp_path: Path, command: str) -> None:
+    write(tmp_path / "whole.safetensors", 3, 1)
+    tensors = load_file(tmp_path / "whole.safetensors")
+    tensors[f"{AT}attn_to_q.lora_up.weight"][1, 1] = np.nan
+    save_file(tensors, tmp_path / "a.safetensors")
+    rest = {"resize": ["--rank", "2"], "merge": ["-o", tmp_path / "out.safetensors"], "convert": []}
+    more = rest.get(command, [tmp_path / "whole.safetensors"])
+    ended = lorapod_lora(command, tmp_path / "a.safetensors", *more)
+    assert isinstance(ended.exception, AdapterError) and "attn_to_q" in ended.exception.why
+    assert {path.name for path in tmp_path.iterdir()} == {"whole.safetensors", "a.safetensors"}
 
 
 @pytest.mark.parametrize("seeds", [(1, 1), (1, 2)])

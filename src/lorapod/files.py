@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and whether a file is whole."""
+"""Files that appear whole or not at all, never in place of a person's own, and whether a file is whole."""
 
 from __future__ import annotations
 
@@ -10,8 +10,16 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lorapod.errors import DiskError, LorapodError
+from lorapod.errors import DiskError, LorapodError, RequestError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MAKER = "lorapod"
+"""What the drawings and pages that a person asks for name as their maker, so that they can be made anew in place."""
+_HEAD = 4096
 
 
 def disk_error(error: OSError, path: Path) -> LorapodError:
@@ -71,6 +79,43 @@ def write_text_whole(path: Path, text: str, by_way_of: Path | None = None, mode:
     """Writes `text` as UTF-8; the file appears whole or not at all. Otherwise as `written_whole`."""
     with written_whole(path, by_way_of, mode) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_drawing(path: Path, drawing: Image) -> None:
+    """Writes a PNG that names its maker, so that `refuse_to_overwrite` knows it again. Otherwise as `written_whole`."""
+    from PIL.PngImagePlugin import PngInfo
+
+    maker = PngInfo()
+    maker.add_text("Software", MAKER)
+    with written_whole(path) as temporary:
+        drawing.save(temporary, "PNG", pnginfo=maker)
+
+
+def refuse_to_overwrite(path: Path, option: str, suffix: str, *, but_own: bool = False) -> None:
+    """Looks before any work is done whether a file can be written where a person wants it.
+
+    Args:
+        option: The option that names the file, for the remedy.
+        suffix: How its name must end, as `.png`.
+        but_own: One that lorapod made is replaced; this is for what is made again in a moment.
+
+    Raises:
+        RequestError: A folder or a file is there already, or the name ends otherwise.
+    """
+    if path.is_dir():
+        raise RequestError(f"{path} is a folder", "", f"Give {option} the name of a file in it, ending in {suffix}.")
+    if path.suffix.lower() != suffix:
+        raise RequestError(f"{path} does not end in {suffix}", "", f"Give {option} a name that does.")
+    if not path.exists() or (but_own and _made_here(path)):
+        return
+    why = "It was left as it is" + (", since lorapod did not make it." if but_own else ".")
+    raise RequestError(f"{path} is there already", why, f"Name another file with {option}.")
+
+
+def _made_here(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+    return b"Software\0" + MAKER.encode() in head or f'<meta name="generator" content="{MAKER}">'.encode() in head
 
 
 def sha256_of(path: Path) -> str:

@@ -112,7 +112,7 @@ def read(path: Path, family: str | None = None, every_kind: bool = False) -> Lor
         every_kind: DoRA, LoKr, LoHa and OFT too; else they are refused, since arithmetic on factors means a LoRA's.
 
     Raises:
-        AdapterError: No LoRA, of a family that is not known, or it holds what cannot be converted; all named.
+        AdapterError: No LoRA, of a family that is not known, or it holds what cannot be converted or is no number.
     """
     header = read_header(path)
     halves = halves_of(header.tensors)
@@ -142,6 +142,7 @@ def read(path: Path, family: str | None = None, every_kind: bool = False) -> Lor
         down, up = (values_of(header.tensors[k], data) for k in (key, halves.up[name]))
         if down is None or up is None:
             raise AdapterError(f"{path.name} holds tensors of a type that is not converted", f"{key} is one.", "")
+        _refuse_broken(path, name, down, up)
         if down.ndim < 2 or up.ndim < 2 or down.shape[0] != up.shape[1]:
             raise AdapterError(f"{path.name} is damaged", f"The halves of {name} have different ranks.", "")
         stored = values_of(header.tensors[halves.alphas[name]], data) if name in halves.alphas else None
@@ -158,11 +159,22 @@ def read(path: Path, family: str | None = None, every_kind: bool = False) -> Lor
         if name in halves.alphas:
             keys = {**keys, "alpha": halves.alphas[name]}
         component, module = _place_of(name)
+        values = {part: _values(header.tensors[key], data, key) for part, key in keys.items()}
+        _refuse_broken(path, name, *values.values())
         others.append(WholeLayer(component, _whole_name(component, module, family), {
-            part: (_values(header.tensors[key], data, key), _dtype(header.tensors[key].dtype)) for part, key in keys.items()
+            part: (values[part], _dtype(header.tensors[key].dtype)) for part, key in keys.items()
         }))  # fmt: skip
     metadata = {k: v for k, v in header.metadata.items() if k != "lora_adapter_metadata"}
     return Lora(family, tuple(layers), metadata, tuple(others))
+
+
+def _refuse_broken(path: Path, name: str, *values: NDArray[np.floating[Any]]) -> None:
+    if not all(np.isfinite(each).all() for each in values):
+        raise AdapterError(
+            f"{path.name} holds values that are no numbers",
+            f"NaN or infinity stands in {name}, for one: the training broke before the file was written.",
+            "Take an earlier file of that training.",
+        )
 
 
 def _of_rows(magnitude: NDArray[np.float64], rows: int, name: str) -> NDArray[np.float32]:

@@ -309,7 +309,7 @@ def make_reproducible(path: Path, into: Path | None = None, metadata: Mapping[st
 def read_header(path: Path) -> _Header:
     if not path.is_file():
         raise AdapterError(
-            f"There is no LoRA file at {path}", "", "Check the path; runs keep theirs in their `lora` folder."
+            f"There is no LoRA file at {path}", "", "Check the path; `lorapod runs show RUN` names those of a run."
         )
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -470,6 +470,8 @@ def no_lora(path: Path, keys: Sequence[str]) -> AdapterError:
             "It is of a kind that is not read, or some of its tensors are missing.",
             "LoRA, DoRA, LoKr, LoHa and OFT can be read.",
         )
+    if not keys:
+        return AdapterError(f"{path} holds no LoRA", "It is empty: there is no tensor in it.", "Give another file.")
     return AdapterError(
         f"{path} holds no LoRA",
         f"None of its {len(keys)} keys names a LoRA half; they look like {_some(list(keys))}.",

@@ -66,11 +66,7 @@ def merge(loras: Sequence[Lora], strengths: Sequence[float]) -> Lora:
     Raises:
         AdapterError: They are of different families or shapes.
     """
-    families = {lora.family for lora in loras}
-    if len(families) > 1:
-        raise AdapterError(
-            "LoRAs of different base models cannot be merged", f"They are of {', '.join(sorted(families))}.", ""
-        )
+    _refuse_different(loras, "merged")
     found: dict[tuple[str, str], list[Layer]] = {}
     for lora, strength in zip(loras, strengths, strict=True):
         for layer in lora.layers:
@@ -80,7 +76,12 @@ def merge(loras: Sequence[Lora], strengths: Sequence[float]) -> Lora:
 
 
 def compare(one: Lora, other: Lora) -> list[Likeness]:
-    """How alike two LoRAs are, layer by layer, for the layers that both have."""
+    """How alike two LoRAs are, layer by layer, for the layers that both have.
+
+    Raises:
+        AdapterError: They are of different families, or have no layer in common.
+    """
+    _refuse_different([one, other], "compared")
     others = {(layer.component, layer.module): layer for layer in other.layers}
     rows = []
     for layer in one.layers:
@@ -92,6 +93,12 @@ def compare(one: Lora, other: Lora) -> list[Likeness]:
         cosine = product / (norms[0] * norms[1]) if norms[0] and norms[1] else 0.0
         name = layer.module if layer.component == "denoiser" else f"{layer.component}.{layer.module}"
         rows.append(Likeness(name, max(-1.0, min(1.0, cosine)), norms))
+    if not rows:
+        raise AdapterError(
+            "The LoRAs have no layer in common",
+            f"They change {len(one.layers)} and {len(other.layers)} others, or layers of other sizes.",
+            "`lorapod lora inspect --keys` lists the layers of a file.",
+        )
     return rows
 
 
@@ -100,6 +107,14 @@ def overall(rows: Sequence[Likeness]) -> float:
     product = sum(row.cosine * row.norms[0] * row.norms[1] for row in rows)
     squares = [sum(row.norms[side] ** 2 for row in rows) for side in (0, 1)]
     return product / math.sqrt(squares[0] * squares[1]) if all(squares) else 0.0
+
+
+def _refuse_different(loras: Sequence[Lora], what: str) -> None:
+    families = {lora.family for lora in loras}
+    if len(families) > 1:
+        raise AdapterError(
+            f"LoRAs of different base models cannot be {what}", f"They are of {', '.join(sorted(families))}.", ""
+        )
 
 
 def _together(layers: Sequence[Layer]) -> Layer:

@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from lorapod.files import disk_error
+
 
 @dataclass(frozen=True)
 class Workspace:
@@ -34,11 +36,24 @@ class Workspace:
     def store(self) -> Path:
         return self.root / "lorapod.sqlite"
 
+    def make_dataset_folders(self) -> None:
+        """Makes the folders that a person puts pictures and clips into.
+
+        Raises:
+            DiskError: They cannot be made.
+        """
+        for name in DATASET_FOLDERS:
+            folder = self.root / name
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise disk_error(error, folder) from error
+
 
 POD_VOLUME = Path("/workspace")
 """Where rented pods mount what outlives them."""
 DATASET_FOLDERS = ("image_dataset_here", "video_dataset_here")
-"""Where a person who rents a pod puts pictures and clips."""
+"""Where a person puts pictures and clips."""
 _OLD_TEMPLATE = "diffusion_pipe_working_folder"
 _OLD_MARKS = ("diffusion_pipe", "runpod-diffusion_pipe", "interactive_start_training.sh", "Captioning", "HowToUse.txt")
 """What the old template puts into its workspace."""

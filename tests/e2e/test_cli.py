@@ -81,7 +81,14 @@ def test_from_a_folder_of_pictures_to_a_lora_and_a_grid(
     assert inspected.returncode == 0 and "zorb" in inspected.stdout
     grid = lorapod("sample", "zorb", "--strength", "0", "--strength", "1")
     assert grid.returncode == 0, grid.stderr
-    assert list(workspace.rglob("zorb-grid.png"))
+    assert "2 of 2 strengths" in grid.stderr
+    drawn = next(workspace.rglob("zorb-grid.png"))
+    before = drawn.read_bytes()
+    refused = lorapod("sample", "zorb", "--out", drawn)
+    assert refused.returncode == 2 and "is there already" in refused.stderr
+    again = lorapod("sample", lora, "--strength", "0", "--prompt", "a red house")
+    assert again.returncode == 0 and "zorb-grid-2.png" in again.stdout
+    assert drawn.read_bytes() == before
 
 
 def test_ctrl_c_stops_with_a_checkpoint_and_resume_goes_on(

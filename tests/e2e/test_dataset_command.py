@@ -108,6 +108,11 @@ def test_a_recipe_is_checked_with_its_base_models_sizes_and_text_limit(
     assert buckets.exit_code == 0, buckets.output
     with Image.open(tmp_path / "buckets.png") as picture:
         assert picture.width > 400
+    assert run("buckets", recipe, "--draw", tmp_path / "buckets.png").exit_code == 0
+    own = (dataset / "0.png").read_bytes()
+    for option in (("buckets", recipe, "--draw"), ("check", recipe, "--report")):
+        assert isinstance(run(*option, dataset / "0.png").exception, RequestError)
+    assert (dataset / "0.png").read_bytes() == own
 
 
 def test_buckets_say_what_is_left_over(run: Callable[..., Result], dataset: Path) -> None:

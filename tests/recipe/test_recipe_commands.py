@@ -69,6 +69,22 @@ def test_check_refuses_a_wrong_recipe_as_a_wrong_request(write: Write):
     assert caught.value.exit_code == 2
 
 
+def test_check_refuses_what_no_machine_could_train_and_names_what_this_one_lacks(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("NETWORK_VOLUME", str(tmp_path / "w"))
+    path = str(write())
+    steps = ("--set", "training.steps=5")
+    assert run("check", path, *steps).count("\n") == 1
+    for wrong, match in (("base_model.name=dmeo", "called 'dmeo'"), ("trainer=musubi", "musubi cannot train demo")):
+        with pytest.raises(RequestError, match=match):
+            run("check", path, "--set", wrong, *steps)
+    shown = run("check", path, "--set", "base_model.name=z-image", *steps)
+    assert (
+        shown.startswith("OK: ") and "\nNot ready on this machine: " in shown and "lorapod models pull z-image" in shown
+    )
+
+
 def test_keys_are_explained_by_a_part_of_their_names():
     text = run("keys", "shard")
     assert text.startswith('training.shard_base  auto or true or false; default: "auto"') and "NVLink" in text

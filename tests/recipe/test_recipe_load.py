@@ -100,12 +100,18 @@ def test_a_base_model_without_preset_must_be_given_a_length(write: Write):
         ("num-repeats = 1\n", "line 8: unknown key `datasets.0.num-repeats`; did you mean `repeats`?"),
         ("[saving]\nxyzzy = 1\n", "line 9: unknown key `saving.xyzzy`; valid here: `checkpoint_every`, `keep_checkpoints`, "
          "`lora_every`, `formats`, `precision`"),
-        ('repeats = "2"\n', 'line 8: `datasets.0.repeats` must be a whole number, at least 1, not "2"; write 2 without quotes'),
-        ("repeats = 0\n", "line 8: `datasets.0.repeats` must be a whole number, at least 1, not 0"),
-        ("repeats = 2.0\n", "line 8: `datasets.0.repeats` must be a whole number, at least 1, not 2.0; write 2"),
-        ("repeats = true\n", "line 8: `datasets.0.repeats` must be a whole number, at least 1, not true"),
+        ('repeats = "2"\n', 'line 8: `datasets.0.repeats` must be a whole number from 1 to 100_000, not "2"; write 2 without quotes'),
+        ("repeats = 0\n", "line 8: `datasets.0.repeats` must be a whole number from 1 to 100_000, not 0"),
+        ("repeats = 2.0\n", "line 8: `datasets.0.repeats` must be a whole number from 1 to 100_000, not 2.0; write 2"),
+        ("repeats = true\n", "line 8: `datasets.0.repeats` must be a whole number from 1 to 100_000, not true"),
         ('caption_dropout = "5%"\n', 'line 8: `datasets.0.caption_dropout` must be a number from 0 to 1, not "5%"; '
          "write 0.05 for 5%"),
+        ("[training]\nsteps = 99999999999999999999999\n", "line 9: `training.steps` must be a whole number from 1 to "
+         "1_000_000_000, not 99999999999999999999999"),
+        ('[training]\ngpus = "2"\n', 'line 9: `training.gpus` must be `auto` or a whole number from 1 to 64, not "2"; write 2 '
+         "without quotes"),
+        ('[adapter]\ntargets = "atention"\n', "line 9: `adapter.targets` must be one of `attention`, `attention+feed-forward`, "
+         '`all`, `style`, `character` or a list of texts, not "atention"; did you mean `attention`?'),
         ("resolutions = 512\n", "line 8: `datasets.0.resolutions` must be a list of whole numbers from 64 to 4096, not 512; "
          "write `[512]`"),
         ("resolutions = [\n  512,\n  8,\n]\n", "line 10: `datasets.0.resolutions.1` must be a whole number from 64 to 4096, not 8"),

@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from lorapod import recipe as recipes
+from lorapod.cli.main import app
 from lorapod.errors import RunError
 from lorapod.events import event
 from lorapod.runs import RunFolder, find_run, list_runs, read_events, state_of
@@ -105,6 +107,31 @@ def test_a_store_that_cannot_be_opened_still_lists_the_runs(
     workspace.store.mkdir()
     assert [row.id for row in list_runs(workspace)] == [run.id]
     assert workspace.store.is_dir()  # what lorapod did not write is not deleted
+
+
+def test_a_run_that_counts_further_than_a_database_can_is_listed(
+    make_run: Callable[[], RunFolder], workspace: Workspace
+) -> None:
+    run, other = make_run(), make_run()
+    journal = Journal(run)
+    journal.add({"t": 1.0, "type": "step", "step": 1, "total": 10**23, "loss": 0.5, "seconds": 0.5})
+    journal.close()
+    assert {row.id for row in list_runs(workspace)} == {run.id, other.id}
+
+
+def test_the_list_has_a_line_a_run_for_programs_and_fits_a_narrow_terminal(
+    make_run: Callable[[], RunFolder], workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run()
+    command = ["--workspace", str(workspace.root), "runs", "list"]
+    monkeypatch.delenv("COLUMNS", raising=False)
+    _, row = CliRunner().invoke(app, command).stdout.splitlines()
+    assert row.split()[:3] == [run.id, run.name, "tiny-z-image"] and "0/0" not in row
+    monkeypatch.setenv("COLUMNS", "60")
+    narrow = CliRunner().invoke(app, command).stdout
+    assert run.id in narrow and "loss" not in narrow and max(map(len, narrow.splitlines())) <= 60
+    shown = CliRunner().invoke(app, ["--workspace", str(workspace.root), "runs", "show"]).stdout
+    assert "before the first step" in shown
 
 
 def test_runs_that_start_at_once_share_a_new_store(make_run: Callable[[], RunFolder], workspace: Workspace) -> None:

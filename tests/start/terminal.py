@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pyte
 
-ENTER, ESCAPE, CTRL_C, DOWN, UP = "\r", "\x1b", "\x03", "\x1b[B", "\x1b[A"
+ENTER, ESCAPE, CTRL_C, CTRL_U, DOWN, UP = "\r", "\x1b", "\x03", "\x15", "\x1b[B", "\x1b[A"
 
 
 class Terminal:

@@ -157,6 +157,15 @@ def test_the_goal_and_the_number_of_pictures_decide_how_long_is_trained_and_the_
         assert lines["steps"].startswith(f"{steps} steps: each picture about")
     assert said["character"]["steps"] == "3000 steps: each picture about 100 times, as is usual"
     assert said["style"]["steps"] == "1500 steps: each picture about 50 times, as is usual"
+    for count, end in (
+        (4, "fewest steps that are usual; with more items it would be about 100 times"),
+        (90, "most steps"),
+    ):
+        session = session_on(tmp_path / f"w{count}", gpu(24))
+        data = folder_of(tmp_path / f"{count}", count, captions="zorb on a hill {}")
+        session.take(Answers(model="sdxl", goal="character", data=[data]))
+        session.fill()
+        assert end in {step.key: text for _, step, text in session.numbered()}["steps"]
     assert "leave the face and body" in said["character"]["goal"] and "brushwork" in said["style"]["goal"]
 
 

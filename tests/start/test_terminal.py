@@ -14,7 +14,7 @@ from lorapod.runs import find_run, stop_run
 from lorapod.start.answers import kept_in
 from lorapod.workspace import Workspace
 from start.helpers import folder_of
-from start.terminal import CTRL_C, DOWN, ENTER, ESCAPE, Terminal
+from start.terminal import CTRL_C, CTRL_U, DOWN, ENTER, ESCAPE, Terminal
 
 Open = Callable[..., Terminal]
 
@@ -227,16 +227,21 @@ def test_a_folder_is_dropped_into_the_terminal_and_what_is_wrong_with_it_is_said
     through(terminal, *QUESTIONS[:2])
     terminal.wait(QUESTIONS[2])
     terminal.press(DOWN, ENTER)
+    assert (tmp_path / "w/image_dataset_here").is_dir()  # which the question names
     terminal.press("/no such folder", ENTER)
     terminal.wait("There is no folder")
+    assert terminal.shown().endswith("› /no such folder")  # to be mended; Enter takes no other pictures
+    terminal.press(ENTER)
+    assert terminal.wait("There is no folder").count("There is no folder /no such folder.") == 2
+    terminal.press(ESCAPE)
+    terminal.wait("the demo's: 20 pictures")
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "a.png").write_bytes(b"not a picture")
     terminal.press(DOWN, ENTER)
     terminal.press(str(broken), ENTER)
     terminal.wait("None of these files can be trained on")
-    terminal.press(DOWN, ENTER)
-    terminal.press(f"'{folder}'", ENTER)
+    terminal.press(CTRL_U, f"'{folder}'", ENTER)
     shown = terminal.wait(QUESTIONS[3])
     assert "orth fixing" in shown and "04.png" in shown
 

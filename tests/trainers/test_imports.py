@@ -287,7 +287,19 @@ def test_ai_toolkit_becomes_a_recipe_of_the_built_in_trainer(tmp_path: Path) -> 
     assert recipe.optimizer.kind.value == "adamw-8bit" and recipe.optimizer.learning_rate == 1e-4
     assert recipe.previews.prompts == ["p3r5on at the sea"] and recipe.previews.seeds == [42]
     fates = {note.key: note.fate for note in imported.notes}
-    assert fates["model.quantize"] is Fate.LEFT and fates["train.ema_config.use_ema"] is Fate.LEFT
+    assert fates["model.quantize"] is Fate.LEFT and fates["save.dtype"] is Fate.CHANGED
+    assert recipe.adapter.ema_decay == 0.99 and fates["train.ema_config.use_ema"] is Fate.CARRIED
+
+
+def test_ai_toolkits_flags_in_prompts_are_not_painted_and_other_jobs_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "flux.yaml"
+    file.write_text(AI_TOOLKIT.replace("[trigger] at the sea", "a -- [trigger] at the sea --w 512 --n blurry, bad"))
+    imported = import_files([file])
+    assert loaded(imported, tmp_path / "r.toml").previews.prompts == ["a -- p3r5on at the sea"]
+    assert {note.key: note.fate for note in imported.notes}["sample.prompts"] is Fate.CHANGED
+    file.write_text(AI_TOOLKIT.replace("sd_trainer", "slider"))
+    with pytest.raises(RequestError, match="slider"):
+        import_files([file])
 
 
 def test_kohya_becomes_a_recipe_of_the_built_in_trainer(tmp_path: Path) -> None:
@@ -303,10 +315,94 @@ def test_kohya_becomes_a_recipe_of_the_built_in_trainer(tmp_path: Path) -> None:
         0.1,
     )
     folder = recipe.datasets[0]
-    assert (folder.repeats, folder.shuffle_tags, folder.caption_prefix) == (10, True, "ohwx man")
+    assert (folder.repeats, folder.shuffle_tags, folder.caption_prefix) == (10, True, "")
+    assert (
+        recipe.adapter.text_encoders and recipe.optimizer.text_encoder_rate == 1
+    )  # as sd-scripts does unless told not to
     assert recipe.training.batch_size == 4
     assert {note.key: note.fate for note in imported.notes}["noise_offset"] is Fate.LEFT
     assert (recipe.base_model.quantize.value, recipe.training.swap_blocks) == ("fp8", 12)
+
+
+@pytest.mark.parametrize(("captioned", "prefix"), [(0, "ohwx man"), (1, ""), (2, "")])
+def test_kohyas_class_words_caption_only_what_has_no_caption(captioned: int, prefix: str, tmp_path: Path) -> None:
+    for number in range(2):
+        (tmp_path / f"{number}.png").touch()
+        if number < captioned:
+            (tmp_path / f"{number}.txt").write_text("a man in the rain")
+    subsets = {"datasets": [{"subsets": [{"image_dir": str(tmp_path), "class_tokens": "ohwx man"}]}]}
+    imported = import_files([put(tmp_path / "config.toml", KOHYA), put(tmp_path / "dataset.toml", subsets)])
+    (folder,) = loaded(imported, tmp_path / "r.toml").datasets
+    assert (folder.caption_prefix, folder.allow_missing_captions) == (prefix, prefix != "")
+    fates = {note.key.rpartition(".")[2]: note.fate for note in imported.notes}
+    assert fates["class_tokens"] is (Fate.CARRIED if prefix else Fate.LEFT)
+
+
+def test_kohyas_numbered_folders_need_no_dataset_file(tmp_path: Path) -> None:
+    folders = {"train_data_dir": "/data/img", "reg_data_dir": "/data/reg", "prior_loss_weight": 0.5}
+    more = {"lr_scheduler": "cosine_with_restarts", "text_encoder_lr": 5e-5, "resolution": "1024,1024"}
+    imported = import_files([put(tmp_path / "config.toml", {**KOHYA, **folders, **more})])
+    recipe = loaded(imported, tmp_path / "r.toml")
+    trained, known = recipe.datasets
+    assert (str(trained.path), trained.repeats, trained.resolutions) == ("/data/img", 1, [1024])
+    assert (str(known.path), known.regularisation.value, known.loss_weight) == ("/data/reg", "learn", 0.5)
+    assert recipe.optimizer.text_encoder_rate == 0.5 and recipe.optimizer.schedule.value == "cosine"
+    assert {note.key: note.fate for note in imported.notes}["lr_scheduler"] is Fate.CHANGED
+
+
+def test_kohyas_gui_says_the_same_in_other_words(tmp_path: Path) -> None:
+    gui = {
+        "LoRA_type": "Standard", "pretrained_model_name_or_path": "/m/sd_xl_base_1.0.safetensors", "epoch": 36, "sdxl": True,
+        "max_resolution": "1024,1024", "optimizer": "AdamW8bit", "optimizer_args": "", "network_dim": 32,
+        "network_alpha": 16, "max_train_epochs": 0, "max_train_steps": 0, "train_data_dir": "/data/img",
+        "reg_data_dir": "", "output_name": "x",
+        "learning_rate": 0.0002, "unet_lr": 0.0001, "text_encoder_lr": 0, "min_snr_gamma": 0, "lr_scheduler": "constant",
+        "mixed_precision": "fp16", "keep_tokens": 5, "shuffle_caption": True,
+        "wandb_api_key": "",
+    }  # fmt: skip
+    (tmp_path / "gui.json").write_text(json.dumps(gui))
+    recipe = loaded(import_files([tmp_path / "gui.json"]), tmp_path / "r.toml")
+    assert (recipe.base_model.name, recipe.training.epochs, recipe.adapter.rank) == ("sdxl", 36, 32)
+    assert (recipe.optimizer.kind.value, recipe.optimizer.learning_rate) == ("adamw-8bit", 1e-4)
+    (folder,) = recipe.datasets
+    assert (str(folder.path), folder.resolutions, folder.keep_tags) == ("/data/img", [1024], 5)
+    assert not recipe.adapter.text_encoders
+
+
+def test_files_of_two_trainers_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "flux.yaml").write_text(AI_TOOLKIT)
+    other = put(tmp_path / "kohya.toml", KOHYA)
+    with pytest.raises(RequestError, match=r"flux\.yaml of ai-toolkit, kohya\.toml of kohya"):
+        import_files([tmp_path / "flux.yaml", other])
+
+
+def test_a_scripts_own_plain_variables_are_filled_in_and_others_named(tmp_path: Path) -> None:
+    script, dataset = tmp_path / "my train.sh", put(tmp_path / "dataset.toml", VIDEOS)
+    settings = "RATE=3e-4 # peak\nexport DIM='16'\n"
+    command = COMMAND.replace("3e-4", "$RATE").replace("network_dim 16", "network_dim ${DIM}")
+    script.write_text(command.replace("\n", f"\n{settings}", 1))
+    recipe = loaded(import_files([script, dataset]), tmp_path / "r.toml")
+    assert (recipe.optimizer.learning_rate, recipe.adapter.rank) == (3e-4, 16)
+    for wrong in (
+        "RATE=$(cat rate)\nDIM=16\n",
+        "DIM=16\nRATE=1e-4\nRATE=2e-4\n",
+        "DIM=16\nif true; then\n  RATE=1e-4\nfi\n",
+    ):
+        script.write_text(command.replace("\n", f"\n{wrong}", 1))
+        with pytest.raises(RequestError) as refused:
+            import_files([script, dataset])
+        assert "$RATE" in refused.value.why and "DIM" not in refused.value.why
+
+
+def test_each_key_is_told_with_its_reason_on_lines_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "flux.yaml").write_text(AI_TOOLKIT)
+    said = run(tmp_path, "recipe", "import", tmp_path / "flux.yaml", "--out", tmp_path / "my recipe.toml").splitlines()
+    assert (
+        said.index("  model.quantize = True")
+        == said.index("Left behind: it saves memory in that trainer's own way") + 1
+    )
+    assert "  network.linear = 16" in said
+    assert f"Next: lorapod recipe check '{tmp_path}/my recipe.toml'" in said[-1]
 
 
 @pytest.mark.parametrize(

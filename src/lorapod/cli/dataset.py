@@ -25,6 +25,7 @@ from lorapod.cli.dataset_asked import (
 from lorapod.cli.dataset_shown import check_as_json, print_buckets, print_check, print_epoch, print_made, print_unread
 from lorapod.cli.media_progress import making_progress, media_progress
 from lorapod.errors import DatasetError, RequestError
+from lorapod.files import refuse_to_overwrite, write_drawing
 
 if TYPE_CHECKING:
     from lorapod.data import DataPlan, MediaCache
@@ -76,6 +77,8 @@ def check_command(
         from lorapod.data.making import refuse_taken
 
         refuse_taken(fix)
+    if report is not None:
+        refuse_to_overwrite(report, "--report", ".html", but_own=True)
     asked = asked_of(context, path, resolution, frames, model, divisor, recursive, trigger, not captions_optional)
     with media_progress("Looking at media") as progress:
         checked = check(
@@ -124,6 +127,8 @@ def buckets_command(
     """Show which buckets the items go into, what cropping costs them, and what does not fill a batch."""
     from lorapod.data.epochs import batches_per_epoch, leftovers, summary
 
+    if draw is not None:
+        refuse_to_overwrite(draw, "--draw", ".png", but_own=True)
     asked = asked_of(context, path, resolution, frames, model, divisor, recursive, "", False)
     plan = _plan(asked, cache_of(context))
     size = batch_size or asked.batch_size
@@ -148,10 +153,8 @@ def buckets_command(
         print_epoch({trainer.value: count for trainer, count in counts.items()}, [str(each) for each in left], size)
     if draw is not None:
         from lorapod.data.bucket_chart import draw_buckets
-        from lorapod.files import written_whole
 
-        with written_whole(draw) as temporary:
-            draw_buckets(plan).save(temporary, "PNG")
+        write_drawing(draw, draw_buckets(plan))
         if not as_json:
             typer.echo(f"Drawn: {draw}")
 

@@ -21,14 +21,14 @@ _LISTED = 200
 
 
 def print_buckets(plan: DataPlan, folder: Path) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from lorapod.cli.wide import table_console
     from lorapod.data import shown
     from lorapod.data.epochs import summary
 
-    console = Console()
+    console = table_console()
     table = Table("bucket")
     for column in ("items", "enlarged", "mean crop", "worst crop"):
         table.add_column(column, justify="right")

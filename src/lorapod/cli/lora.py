@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
+from lorapod.cli.wide import table_console
 from lorapod.recipe.choices import LoraFormat
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def inspect(
     if as_json:
         typer.echo(json.dumps(info.to_json(), ensure_ascii=False, indent=2))
         return
-    console = Console()
+    console = table_console()
     console.print(_facts(info))
     if training := _training(info):
         console.print(training)
@@ -122,7 +122,9 @@ def resize(
     _refuse_to_overwrite(target)
     smaller, kept = lora_math.resize(lora_convert.read(file, family), rank)
     lora_convert.write(smaller, target, to)
-    typer.echo(f"{target}: rank {rank} at most, {kept:.1%} of the change kept")
+    highest = max((layer.rank for layer in smaller.layers), default=0)
+    unchanged = " (its own, no layer has a higher one)" if highest < rank else ""
+    typer.echo(f"{target}: rank {highest}{unchanged}, {kept:.1%} of the change kept")
 
 
 @app.command()
@@ -193,7 +195,7 @@ def compare(
     changed = [row for row in rows if any(row.norms)]  # what both leave alone is not unlike
     for row in sorted(changed, key=lambda row: row.cosine)[:_LEAST_ALIKE]:
         table_of_layers.add_row(escape(row.module), f"{row.cosine:.4f}", f"{row.norms[0]:.4g}  {row.norms[1]:.4g}")
-    console = Console()
+    console = table_console()
     console.print(table)
     console.print(table_of_layers)
 

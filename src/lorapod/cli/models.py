@@ -93,9 +93,9 @@ def list_command(
 ) -> None:
     """List the base models that lorapod knows, and which are on disk."""
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
 
+    from lorapod.cli.wide import table_console
     from lorapod.models import entries
 
     workspace: Workspace = context.obj
@@ -103,7 +103,7 @@ def list_command(
     if as_json:
         typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
         return
-    console = Console(highlight=False)
+    console = table_console()
     table = Table("name", "trains", "GPU, GB", "business", "access", "with", "here", box=SIMPLE_HEAD, pad_edge=False)
     table.columns[0].no_wrap = True
     for row in rows:

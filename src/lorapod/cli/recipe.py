@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from lorapod.errors import RecipeError, RequestError
-from lorapod.workspace import Workspace
+from lorapod.workspace import Workspace, find_workspace
 
 app = typer.Typer(
     help="Write, show and check recipes.", no_args_is_help=True, add_completion=False, rich_markup_mode=None
@@ -125,15 +125,23 @@ def show_command(context: typer.Context, file: RecipeFile, overrides: Overrides 
 
 @app.command("check")
 def check_command(context: typer.Context, file: RecipeFile, overrides: Overrides = None) -> None:
-    """Check the recipe: one line if it is valid, else every problem with its line."""
-    from lorapod import recipe as recipes
+    """Check the recipe: every problem with its line, or that it is valid and what it still needs on this machine.
 
-    recipe = recipes.load(file, overrides or (), workspace=_workspace(context))
+    No picture is opened; `lorapod dataset check FILE` does that.
+    """
+    from lorapod import recipe as recipes
+    from lorapod.runs.control import check_alone
+
+    workspace = _workspace(context) or find_workspace()
+    recipe = recipes.load(file, overrides or (), workspace=workspace)
+    missing = check_alone(recipe, workspace)
     count = len(recipe.datasets)
     datasets = f"{count} dataset{'' if count == 1 else 's'}"
     training = recipe.training
     length = f"{training.steps} steps" if training.steps is not None else f"{training.epochs} epochs"
     typer.echo(f"OK: {file} ({recipe.base_model.name}, {datasets}, {length}, trainer {recipe.trainer})")
+    if missing:
+        typer.echo(f"Not ready on this machine: {missing}")
 
 
 @app.command("render")
@@ -210,16 +218,17 @@ def timesteps_command(
     """
     from lorapod import recipe as recipes
     from lorapod.cli.recipe_timesteps import curves_of, draw, histogram
-    from lorapod.files import written_whole
+    from lorapod.files import refuse_to_overwrite, write_drawing
 
+    if out is not None:
+        refuse_to_overwrite(out, "--out", ".png", but_own=True)
     workspace = context.obj
     recipe = recipes.load(file, overrides or [], check_paths=False, workspace=workspace)
     curves = curves_of(recipe, workspace)
     for name, levels in curves.items():
         typer.echo(histogram(name, levels))
     if out is not None:
-        with written_whole(out) as path:
-            draw(curves).save(path, "PNG")
+        write_drawing(out, draw(curves))
         typer.echo(f"Wrote {out}")
 
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import tomlkit
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from lorapod.errors import RequestError
 from lorapod.trainers.imports import Fate, Imported, import_files
 from lorapod.workspace import Workspace
 
+_SAID = {Fate.LEFT: "Left behind", Fate.CHANGED: "Changed", Fate.CARRIED: "Carried over"}
 _COLOURS = {Fate.CARRIED: "green", Fate.CHANGED: "yellow", Fate.LEFT: "red"}
 _LONGEST = 24
 _VOLUME = re.compile(r"^\$\{?NETWORK_VOLUME\}?/")
@@ -54,15 +55,15 @@ def import_recipe(
         result = {"recipe": str(target), "missing": [str(path) for path in missing], "keys": notes}
         typer.echo(json.dumps(result, ensure_ascii=False, indent=1, default=str))
         return
-    console = Console(highlight=False)
-    console.print(table_of(imported))
+    _print_fates(imported, Console(highlight=False))
     counts = {fate: sum(note.fate is fate for note in imported.notes) for fate in Fate}
     typer.echo(
         f"{counts[Fate.CARRIED]} keys carried over, {counts[Fate.CHANGED]} changed, {counts[Fate.LEFT]} left behind."
     )
     for path in missing:
         typer.echo(f"The data is not here: {path}. Set `path` in the recipe to where it is.")
-    typer.echo(f"Recipe: {target}\nNext: lorapod recipe check {target}, then lorapod train {target}")
+    quoted = shlex.quote(str(target))
+    typer.echo(f"Recipe: {target}\nNext: lorapod recipe check {quoted}, then lorapod train {quoted}")
 
 
 def _find_volume(imported: Imported, workspace: Workspace | None) -> None:
@@ -93,19 +94,19 @@ def recipe_text(imported: Imported, files: list[Path]) -> str:
     return tomlkit.dumps(document)
 
 
-def table_of(imported: Imported) -> Table:
-    """What became of each key: first what needs the person's eye."""
-    table = Table(box=None, pad_edge=False)
-    for column in ("Key", "Value", ""):
-        table.add_column(column, no_wrap=True)
-    table.add_column("Why", overflow="fold", ratio=1)
-    order = [Fate.LEFT, Fate.CHANGED, Fate.CARRIED]
-    for note in sorted(imported.notes, key=lambda note: order.index(note.fate)):
-        value = str(note.value)
-        shown = value if len(value) <= _LONGEST else f"{value[:_LONGEST]}…"
-        fate = f"[{_COLOURS[note.fate]}]{note.fate.value}[/]"
-        table.add_row(escape(note.key), escape(shown), fate, escape(note.why))
-    return table
+def _print_fates(imported: Imported, console: Console) -> None:
+    """What became of each key, first what needs the person's eye; keys with the same reason stand together under it."""
+    for fate in (Fate.LEFT, Fate.CHANGED, Fate.CARRIED):
+        reasons: dict[str, list[str]] = {}
+        for note in imported.notes:
+            if note.fate is fate:
+                value = " ".join(str(note.value).split())
+                shown = value if len(value) <= _LONGEST else f"{value[:_LONGEST]}…"
+                reasons.setdefault(note.why, []).append(f"{note.key} = {shown}")
+        for why, keys in reasons.items():
+            console.print(Text.assemble((_SAID[fate], _COLOURS[fate]), f": {why}" if why else ""), soft_wrap=True)
+            for key in keys:
+                console.print(Text(f"  {key}"), soft_wrap=True)
 
 
 def _plain(value: Any) -> Any:

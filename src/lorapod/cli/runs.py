@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 import typer
 
@@ -18,14 +19,17 @@ Reference = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
+_WIDE = 80
+"""Columns from which everything is shown; narrower ones leave base models and losses out."""
+
 
 @app.command("list")
 def list_(context: typer.Context, as_json: Json = False) -> None:
     """List all runs, newest first."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
+    from lorapod.cli.wide import table_console
     from lorapod.runs import list_runs
 
     workspace: Workspace = context.obj
@@ -36,16 +40,24 @@ def list_(context: typer.Context, as_json: Json = False) -> None:
     if not rows:
         typer.echo(f"There are no runs in {workspace.runs} yet. Start one with `lorapod train RECIPE`.")
         return
-    table = Table(box=None, header_style="bold")
-    for title in ("run", "recipe", "base model", "status", "step", "loss", "started"):
-        table.add_column(title, justify="right" if title in ("step", "loss") else "left")
+    console, table = table_console(), Table(box=None, header_style="bold")
+    titles = ("run", "recipe", "base model", "status", "step", "loss", "started")
+    shown = [title for title in titles if console.width >= _WIDE or title not in ("base model", "loss")]
+    for title in shown:
+        justify: Literal["left", "right"] = "right" if title in ("step", "loss") else "left"
+        table.add_column(title, justify=justify, no_wrap=title not in ("recipe", "base model"), overflow="fold")
     for row in rows:
-        started = time.strftime("%Y-%m-%d %H:%M", time.localtime(row.started)) if row.started else ""
-        loss = f"{row.loss:.4f}" if row.loss is not None else ""
-        table.add_row(
-            row.id, escape(row.name), escape(row.base_model), row.status, f"{row.step}/{row.total}", loss, started
-        )
-    Console(highlight=False).print(table)
+        cells = {
+            "run": row.id,
+            "recipe": escape(row.name),
+            "base model": escape(Path(row.base_model).name),  # of a folder the name alone
+            "status": row.status,
+            "step": f"{row.step}/{row.total}" if row.total else "",
+            "loss": f"{row.loss:.4f}" if row.loss is not None else "",
+            "started": time.strftime("%Y-%m-%d %H:%M", time.localtime(row.started)) if row.started else "",
+        }
+        table.add_row(*(cells[title] for title in shown))
+    console.print(table)
 
 
 @app.command()
@@ -54,7 +66,7 @@ def show(context: typer.Context, run: Reference = None, as_json: Json = False) -
     from rich.console import Console
 
     from lorapod.cli.progress import duration
-    from lorapod.runs import find_run, state_of
+    from lorapod.runs import find_run, state_of, step_text
 
     found = find_run(run, context.obj)
     state = state_of(found)
@@ -80,7 +92,7 @@ def show(context: typer.Context, run: Reference = None, as_json: Json = False) -
         return
     console = Console(highlight=False)
     console.print(
-        f"{found.name} {found.id}: {state.status}, step {state.step} of {state.total}", markup=False, style="bold"
+        f"{found.name} {found.id}: {state.status}, {step_text(state.step, state.total)}", markup=False, style="bold"
     )
     console.print(str(found.path), markup=False, soft_wrap=True)
     if state.status == "running":

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from lorapod.errors import sentences
+from lorapod.events import Event
 from lorapod.workspace import Workspace
 
 
@@ -28,7 +30,7 @@ def sample(
         list[Path] | None,
         typer.Option(help="Pictures that are edited, taken in turn by the prompts, for base models that edit."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The PNG to write. [default: beside the LoRA]")] = None,
+    out: Annotated[Path | None, typer.Option(help="The PNG to write, a new one. [default: beside the LoRA]")] = None,
 ) -> None:
     """Draw a grid of prompts by strengths with a trained LoRA."""
     from rich.console import Console
@@ -36,8 +38,19 @@ def sample(
     from lorapod.runs.sampling import sample_grid
 
     workspace: Workspace = context.obj
-    console = Console(highlight=False)
-    with console.status("Sampling"):
+    console, progress = Console(highlight=False), Console(highlight=False, stderr=True)
+    with progress.status("Loading the base model") as status:
+
+        def show(event: Event) -> None:
+            if event["type"] == "progress":
+                drawn = f"{event['done']} of {event['total']} {event['unit']} drawn"
+                if progress.is_terminal:
+                    status.update(drawn)
+                else:
+                    progress.print(f"  {drawn}")
+            elif event["type"] in ("info", "warning"):
+                progress.print(sentences(event["message"], event.get("hint", "")), soft_wrap=True, markup=False)
+
         grid = sample_grid(
             lora,
             workspace,
@@ -47,5 +60,6 @@ def sample(
             out=out,
             first_frames=first_frame,
             controls=control,
+            told=show,
         )
     console.print(f"Grid  {grid}", soft_wrap=True, markup=False)

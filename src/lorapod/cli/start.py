@@ -97,6 +97,7 @@ def start(
         welcome(session, ask)
         if take_up(session, ask, console):
             return
+        workspace.make_dataset_folders()
         _ask_all(session, ask, given)
         _train(session, ask, console, bars=bars, may_ask=True)
     except (KeyboardInterrupt, EOFError):

@@ -110,7 +110,13 @@ class PlainAsker:
 
 
 class ListAsker:
-    """Lists to move in with the arrow keys, by questionary and prompt_toolkit; Esc goes back."""
+    """Lists to move in with the arrow keys, by questionary and prompt_toolkit; Esc goes back.
+
+    An answer that was typed and refused, so that the same question comes again, stands there to be mended.
+    """
+
+    def __init__(self) -> None:
+        self._question = self._before = ""
 
     def say(self, text: str, style: str = "") -> None:
         from rich.console import Console
@@ -120,13 +126,26 @@ class ListAsker:
 
     def ask(self, question: Question) -> str:
         self.say("")
+        refused = self._before if question.text == self._question else ""
+        self._question, self._before = question.text, ""
         if not question.choices:
             self.say(question.text, "bold")
             if question.why:
                 self.say(question.why, "dim")
-            return self._typed(question.default, secret=question.secret)
-        answer = self._chosen(question)
-        return self._typed("") if answer == _OTHER else answer
+            typed = self._typed(question.default, secret=question.secret, begin=refused)
+            self._before = "" if question.secret or typed == question.default else typed
+            return typed
+        while True:
+            if refused:
+                self.say("Change it, or press Esc for the list.", "dim")
+            elif (answer := self._chosen(question)) != _OTHER:
+                return answer
+            try:
+                self._before = self._typed("", begin=refused)
+            except BackError:
+                refused = ""
+                continue
+            return self._before
 
     def _chosen(self, question: Question) -> str:
         import questionary
@@ -173,7 +192,7 @@ class ListAsker:
         _bind_back(bindings)
         return str(asked.unsafe_ask())
 
-    def _typed(self, default: str, *, secret: bool = False) -> str:
+    def _typed(self, default: str, *, secret: bool = False, begin: str = "") -> str:
         from prompt_toolkit import PromptSession
         from prompt_toolkit.key_binding import KeyBindings
 
@@ -181,7 +200,7 @@ class ListAsker:
         _bind_back(bindings)
         shown = f"[{default}] " if default else ""
         session: PromptSession[str] = PromptSession(key_bindings=bindings)
-        return session.prompt(f"› {shown}", is_password=secret).strip() or default
+        return session.prompt(f"› {shown}", is_password=secret, default=begin).strip() or default
 
     def line(self, text: str, default: str = "") -> str:
         self.say(text)

@@ -67,6 +67,8 @@ def show(overview: Overview, console: Console) -> None:
 
 def rows(overview: Overview) -> Iterator[tuple[str, str, bool]]:
     """Label, text, and whether it is a link."""
+    from lorapod.runs import step_text
+
     host, disk, gpus = overview.host, overview.disk, overview.gpus
     where = f", pod {host.pod}" if host.pod else (", in a container" if host.container else "")
     yield "lorapod", f"{overview.version}{where}", False
@@ -94,7 +96,7 @@ def rows(overview: Overview) -> Iterator[tuple[str, str, bool]]:
     for number, run in enumerate(overview.runs):
         yield (
             "" if number else "runs",
-            f"{run.id} {run.name}, {run.base_model}: {run.status}, {run.step}/{run.total}",
+            f"{run.id} {run.name}, {run.base_model}: {run.status}, {step_text(run.step, run.total)}",
             False,
         )
     if not overview.runs:

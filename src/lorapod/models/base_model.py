@@ -198,7 +198,7 @@ def unknown(name: str, known: dict[str, Entry]) -> BaseModelError:
     near = difflib.get_close_matches(name, known, n=1)
     return BaseModelError(
         f"No base model is called {name!r}",
-        f"The catalogue holds {', '.join(known)}." + (f" Did you mean {near[0]}?" if near else ""),
+        (f"Did you mean {near[0]}? " if near else "") + f"The catalogue holds {', '.join(known)}.",
         "Name one of these, give the path of a folder in diffusers layout, or add it with `lorapod models add`.",
     )
 

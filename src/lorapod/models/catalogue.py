@@ -201,11 +201,11 @@ class Entry(_Table):
         if trainer is None:
             return self.files
         if trainer not in self.trainers:
-            can = ", ".join(self.trainers)
+            can = ", ".join(self.trainers or (["builtin"] if self.packaged else []))
             raise BaseModelError(
                 f"{trainer} cannot train {self.name}",
                 f"These can: {can}." if can else "No trainer that lorapod knows can.",
-                f"Use --for {next(iter(self.trainers))}, or another base model."
+                "Name one of them (as `trainer` in a recipe, with --for where files are fetched), or another base model."
                 if can
                 else "Choose another base model.",
             )

@@ -107,7 +107,8 @@ def _runs(overview: Overview) -> Iterator[Finding]:
     for run in overview.runs:
         if run.status in ("interrupted", "failed"):
             happened = "was interrupted" if run.status == "interrupted" else "failed"
+            where = f"at step {run.step} of {run.total}" if run.total else "before the first step"
             yield Finding(
-                Severity.NOTE, "run", f"The run {run.id} ({run.name}) {happened} at step {run.step} of {run.total}", "",
+                Severity.NOTE, "run", f"The run {run.id} ({run.name}) {happened} {where}", "",
                 f"See why with `lorapod runs show {run.id}`; go on with `lorapod train --resume {run.id}`.",
             )  # fmt: skip

@@ -86,7 +86,9 @@ def _is_number(value: Any) -> bool:
 def _number_text(value: Any) -> str:
     if isinstance(value, int) and value >= 2**31 and value.bit_count() == 1:
         return f"2^{value.bit_length() - 1}"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return f"{value:_}" if value >= 100_000 else str(value)
 
 
 def _range_text(metadata: Sequence[Any]) -> str:

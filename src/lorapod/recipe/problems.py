@@ -5,11 +5,12 @@ from __future__ import annotations
 import datetime
 import difflib
 import json
+import types
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import ValidationError
 
@@ -84,9 +85,16 @@ def from_validation(error: ValidationError, raw: Mapping[str, Any]) -> list[Prob
             found.append(Problem(path, f"`{dotted(path)}`: {item['ctx']['error']}"))
         else:
             # A tuple that is too short is reported at the element that is missing: speak of the tuple.
-            whole = path[:-1] if item["type"] == "missing" else path
+            whole = _key_of(path[:-1] if item["type"] == "missing" else path)
             found.append(Problem(whole, _wrong_value(whole, value_at(raw, whole), item["msg"])))
     return found
+
+
+def _key_of(path: KeyPath) -> KeyPath:
+    """The key that `path` leads to: where a key takes several kinds, pydantic goes on with the kind that it tried."""
+    while path and describe.type_at(path) is None:
+        path = path[:-1]
+    return path
 
 
 def value_at(raw: Any, path: KeyPath) -> Any:
@@ -142,6 +150,10 @@ def _hint(path: KeyPath, annotation: Any, value: Any) -> str:
         if describe.section_of(annotation) is not None:
             return f"write `[[{dotted(path)}]]` with two brackets" if isinstance(value, dict) else ""
         return "" if isinstance(value, dict) else f"write `[{shown(value)}]`"
+    if get_origin(annotation) in (Union, types.UnionType):
+        choices = [get_args(each)[0] if get_origin(each) is Annotated else each for each in get_args(annotation)]
+        hints = [_hint(path, each, value) for each in choices if isinstance(each, type)]
+        return next(filter(None, hints), "")
     if not isinstance(annotation, type):
         return ""
     if issubclass(annotation, Section):

@@ -39,6 +39,9 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", use_enum_values=False, validate_default=True, allow_inf_nan=False)
 
 
+_MOST = 1_000_000_000
+"""Bound of every count that has no smaller one: no training gets there, and it fits wherever counts are kept or added up."""
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -75,7 +78,7 @@ class DatasetSection(Section):
     """One folder of pictures and clips with captions beside them, and how it is used."""
 
     path: Path = Field(description="Folder of pictures and clips; a relative path starts at the recipe's folder.")
-    repeats: int = Field(1, ge=1, description="How many times each item is seen in an epoch.")
+    repeats: int = Field(1, ge=1, le=100_000, description="How many times each item is seen in an epoch.")
     resolutions: list[Annotated[int, Field(ge=64, le=4096)]] = Field(
         [1024],
         min_length=1,
@@ -106,7 +109,9 @@ class DatasetSection(Section):
         "turn; held-out items are evaluated with the first. Otherwise the lines are one caption.",
     )
     shuffle_tags: bool = Field(False, description="Shuffle comma-separated tags anew in every epoch.")
-    keep_tags: int = Field(1, ge=0, description="With `shuffle_tags`: how many leading tags stay where they are.")
+    keep_tags: int = Field(
+        1, ge=0, le=_MOST, description="With `shuffle_tags`: how many leading tags stay where they are."
+    )
     caption_variants: int = Field(
         4, ge=1, le=64, description="With `shuffle_tags`: how many shuffled captions of each item are cached and used."
     )
@@ -230,7 +235,7 @@ class OptimizerSection(Section):
     weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay.")
     betas: tuple[Decay, Decay] = Field((0.9, 0.99), description="Decay rates of the moments.")
     schedule: ScheduleKind = Field(ScheduleKind.CONSTANT, description="Learning rate after the warm-up.")
-    warmup_steps: int = Field(20, ge=0, description="Steps over which the learning rate rises from zero.")
+    warmup_steps: int = Field(20, ge=0, le=_MOST, description="Steps over which the learning rate rises from zero.")
     clip_norm: float = Field(1.0, ge=0, description="Largest norm of the gradient; 0 does not clip.")
 
 
@@ -238,11 +243,14 @@ class TrainingSection(Section):
     """How long and in what portions."""
 
     steps: int | None = Field(
-        None, ge=1, description="Optimizer steps, of each expert where a base model has two. Give this or `epochs`."
+        None,
+        ge=1,
+        le=_MOST,
+        description="Optimizer steps, of each expert where a base model has two. Give this or `epochs`.",
     )
-    epochs: int | None = Field(None, ge=1, description="Passes over the datasets. Give this or `steps`.")
+    epochs: int | None = Field(None, ge=1, le=_MOST, description="Passes over the datasets. Give this or `steps`.")
     batch_size: int = Field(1, ge=1, le=1024, description="Items a forward pass.")
-    accumulation: int = Field(1, ge=1, description="Forward passes an optimizer step.")
+    accumulation: int = Field(1, ge=1, le=100_000, description="Forward passes an optimizer step.")
     seed: int = Field(42, ge=0, lt=2**63, description="Seed of everything random.")
     precision: Precision = Field(Precision.BF16, description="Type of the base model's weights and of the arithmetic.")
     timestep_sampling: TimestepSampling = Field(
@@ -380,9 +388,11 @@ class TrainingSection(Section):
 class EvaluationSection(Section):
     """Loss on held-out items at fixed noise and fixed timesteps, comparable between runs."""
 
-    every: int = Field(100, ge=0, description="Steps between evaluations; 0 evaluates only before and after training.")
+    every: int = Field(
+        100, ge=0, le=_MOST, description="Steps between evaluations; 0 evaluates only before and after training."
+    )
     quantiles: int = Field(4, ge=1, le=32, description="Fixed noise levels at which each held-out item is evaluated.")
-    max_items: int = Field(32, ge=1, description="At most so many held-out items of each dataset.")
+    max_items: int = Field(32, ge=1, le=_MOST, description="At most so many held-out items of each dataset.")
 
 
 class PreviewSection(Section):
@@ -390,7 +400,9 @@ class PreviewSection(Section):
 
     prompts: list[str] = Field([], description="What to draw. Empty: the first captions of the first dataset.")
     negative_prompt: str = Field("", description="What guidance leads away from.")
-    every: int = Field(250, ge=0, description="Steps between previews; 0 previews only before and after training.")
+    every: int = Field(
+        250, ge=0, le=_MOST, description="Steps between previews; 0 previews only before and after training."
+    )
     seeds: list[Annotated[int, Field(ge=0, lt=2**63)]] = Field(
         [1], min_length=1, description="A picture of each prompt a seed."
     )
@@ -424,10 +436,10 @@ class SavingSection(Section):
     """What is written, and when."""
 
     checkpoint_every: int = Field(
-        250, ge=0, description="Steps between checkpoints; 0 writes one only at the end or when stopped."
+        250, ge=0, le=_MOST, description="Steps between checkpoints; 0 writes one only at the end or when stopped."
     )
-    keep_checkpoints: int = Field(2, ge=1, description="How many of the newest checkpoints are kept.")
-    lora_every: int = Field(0, ge=0, description="Steps between LoRA files; 0 writes one only at the end.")
+    keep_checkpoints: int = Field(2, ge=1, le=_MOST, description="How many of the newest checkpoints are kept.")
+    lora_every: int = Field(0, ge=0, le=_MOST, description="Steps between LoRA files; 0 writes one only at the end.")
     formats: list[LoraFormat] = Field([LoraFormat.COMFYUI], min_length=1, description="Key layouts to write.")
     precision: Precision = Field(Precision.BF16, description="Type of the tensors in the LoRA file.")
 

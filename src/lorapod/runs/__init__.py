@@ -3,7 +3,7 @@
 from lorapod.runs.comparison import write_comparison
 from lorapod.runs.control import newest_run_of, resume_run, start_run, stop_run
 from lorapod.runs.folder import RunFolder, all_runs, find_run
-from lorapod.runs.journal import RunState, Tail, read_events, state_of, supervisor_of
+from lorapod.runs.journal import RunState, Tail, read_events, state_of, step_text, supervisor_of
 from lorapod.runs.pairs import Pair, has_two_experts, partner_of, start_pair
 from lorapod.runs.store import RunRow, list_runs
 
@@ -24,6 +24,7 @@ __all__ = [
     "start_pair",
     "start_run",
     "state_of",
+    "step_text",
     "stop_run",
     "supervisor_of",
     "write_comparison",

@@ -8,13 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 
 from lorapod import recipe as recipes
-from lorapod.errors import CheckpointError, RunError, StageFailedError
+from lorapod.errors import CheckpointError, MissingPackageError, RequestError, RunError, StageFailedError, sentences
 from lorapod.events import event
 from lorapod.files import write_text_whole
+from lorapod.models import entries
+from lorapod.models.base_model import unknown
 from lorapod.recipe import Recipe
 from lorapod.runs.folder import RunFolder, all_runs, create_run
 from lorapod.runs.journal import Journal, state_of, stop_asked, supervisor_of
@@ -42,6 +45,31 @@ def check_before(recipe: Recipe, workspace: Workspace) -> None:
     trainer = get_trainer(recipe.trainer)
     trainer.check(recipe)
     trainer.ready(recipe, workspace)
+
+
+def check_alone(recipe: Recipe, workspace: Workspace) -> str:
+    """Refuses what would never train, on any machine; nothing is started and no media are opened.
+
+    Returns:
+        What is missing on this machine and how to get it, in sentences; empty where nothing is.
+
+    Raises:
+        RequestError: There is no such base model, or the trainer cannot do what the recipe asks for.
+    """
+    known = entries(workspace)
+    name = recipe.base_model.name
+    if name not in known and not Path(name).is_dir():
+        raise unknown(name, known)
+    trainer = get_trainer(recipe.trainer)
+    try:
+        trainer.check(recipe)
+    except MissingPackageError as error:
+        return sentences(error.what, error.remedy)
+    try:
+        trainer.ready(recipe, workspace)
+    except RequestError as error:
+        return sentences(error.what, error.remedy)
+    return ""
 
 
 def resume_run(run: RunFolder, workspace: Workspace, recipe: Recipe | None = None) -> RunFolder:

@@ -106,6 +106,11 @@ class Tail:
         return _events_on(lines)
 
 
+def step_text(step: int, total: int) -> str:
+    """`step 3 of 10`; `before the first step` where a run did not get as far as counting them."""
+    return f"step {step} of {total}" if total else "before the first step"
+
+
 @dataclass
 class RunState:
     """Where a run stands, added up from its events.

@@ -26,6 +26,7 @@ CREATE TABLE runs (
     events_size INTEGER NOT NULL
 )
 """
+_LARGEST = 2**63 - 1  # that SQLite holds
 _BUSY_SECONDS = 30.0
 _OVER = ("done", "failed", "stopped")
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
@@ -103,8 +104,8 @@ def _row_of(run: RunFolder) -> RunRow:
         name=run.name,
         base_model=base_model,
         status=state.status,
-        step=state.step,
-        total=state.total,
+        step=min(state.step, _LARGEST),
+        total=min(state.total, _LARGEST),
         loss=state.smooth_loss,
         started=state.started,
         ended=state.ended,

@@ -6,12 +6,14 @@ import re
 
 from lorapod.errors import RequestError
 from lorapod.recipe import presets
-from lorapod.recipe.goals import Goal, passes_of, steps_for
+from lorapod.recipe.goals import Goal, goal_preset, passes_of, steps_for
 from lorapod.start.answers import KEEP
 from lorapod.start.session import Question, Session
 from lorapod.start.steps import Base, demo_paths
 
 _USUAL_SIZE = 1024
+_NEAR = 0.3
+"""Share by which each item is seen more or less often than the goal asks for, which is still as often."""
 
 
 class SizeStep(Base):
@@ -77,7 +79,7 @@ class StepsStep(Base):
     def shown(self, session: Session) -> str:
         usual = usual_steps(session)
         steps = session.answers.steps or usual
-        return _length(steps, session) + (", as is usual" if steps == usual else f" (usual: {usual})")
+        return _length(steps, session) + (_how_usual(session) if steps == usual else f" (usual: {usual})")
 
 
 def _length(steps: int, session: Session) -> str:
@@ -87,6 +89,18 @@ def _length(steps: int, session: Session) -> str:
     times = passes_of(steps, learnt_from(session), session.model, session.facts.workspace)
     each = "clip" if session.contents.clips and not session.contents.pictures else "picture"
     return f"{steps} steps: each {each} about {times} times" if times > 1 else f"{steps} steps"
+
+
+def _how_usual(session: Session) -> str:
+    """What is said of the usual steps: those of very few and of very many items are a bound of the goal's."""
+    goal = session.answers.goal
+    if not goal or not session.answers.data or session.answers.data == demo_paths(session):
+        return ", as is usual"
+    wanted = goal_preset(Goal(goal)).passes
+    times = passes_of(usual_steps(session), learnt_from(session), session.model, session.facts.workspace)
+    if times > wanted * (1 + _NEAR):
+        return f", the fewest steps that are usual; with more items it would be about {wanted} times"
+    return f", the most steps that are usual for a {goal}" if times < wanted * (1 - _NEAR) else ", as is usual"
 
 
 def usual_size(session: Session) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,10 @@ _BASES = {
     "wan2.2-t2v-a14b": "wan2.2-t2v-a14b", "wan2.2-i2v-a14b": "wan2.2-i2v-a14b", "wan2.2-ti2v-5b": "wan2.2-ti2v-5b",
     "z-image-turbo": "z-image-turbo", "z-image": "z-image",
 }  # fmt: skip
+_LORA_JOBS = ("sd_trainer", "diffusion_trainer", "ui_trainer")
+_FLAGS = re.compile(r"\s+--[a-z]+(?:\s.*)?$")
+"""What that trainer takes out of a prompt: its size, seed and the like."""
+
 _MEMORY = "it saves memory in that trainer's own way"
 
 
@@ -39,6 +44,12 @@ def read(text: str, file: Path, base: str | None) -> Imported:
     process = _first(document)
     if process is None:
         raise RequestError(f"{file.name} is no job of ai-toolkit", "It has no `config.process`.", "")
+    if (job := str(process.get("type", "sd_trainer"))) not in _LORA_JOBS:
+        raise RequestError(
+            f"{file.name} trains something else than a LoRA on pictures or clips",
+            f"Its process is a {job}.",
+            f"Jobs of {', '.join(_LORA_JOBS)} can be imported.",
+        )
     imported = Imported({"trainer": "builtin"})
     recipe = imported.recipe
     recipe["name"] = str(document["config"].get("name") or file.stem)
@@ -51,7 +62,8 @@ def read(text: str, file: Path, base: str | None) -> Imported:
     model.leave(_MEMORY, "quantize", "quantize_te", "qtype", "qtype_te", "low_vram", "layer_offloading")
     model.leave("follows from the base model", "arch", "is_flux", "is_xl", "model_kwargs")
     model.leave_rest()
-    kind = network.take("type", "lora")
+    kind = network.peek("type", "lora")
+    network.take("type", why="" if kind in ("lora", "lokr") else "lora: lorapod has none like it")
     put(recipe, "adapter.kind", kind if kind in ("lora", "lokr") else "lora")
     put(recipe, "adapter.rank", network.take("linear") or network.take("rank", 16))
     put(recipe, "adapter.alpha", _float(network.take("linear_alpha") or network.take("alpha")))
@@ -95,8 +107,7 @@ def _train(recipe: dict[str, Any], train: Given) -> None:
         train.take("gradient_accumulation_steps") or train.take("gradient_accumulation"),
     )
     put(recipe, "training.gradient_checkpointing", train.take("gradient_checkpointing", True))
-    dtype = train.take("dtype", "bf16")
-    put(recipe, "training.precision", "fp32" if dtype in ("fp32", "float32") else "bf16")
+    put(recipe, "training.precision", _precision(train, "bf16"))
     put(recipe, "optimizer.kind", _OPTIMIZERS.get(str(train.peek("optimizer", "adamw")).casefold()))
     if str(train.peek("optimizer", "adamw")).casefold() in _OPTIMIZERS:
         train.take("optimizer")
@@ -122,10 +133,21 @@ def _train(recipe: dict[str, Any], train: Given) -> None:
         "noise_scheduler",
         "content_or_style",
     )
-    train.leave("lorapod trains the denoiser alone", "train_unet", "train_text_encoder")
+    if train.peek("train_unet") is not False:
+        train.take("train_unet")
+    train.leave("lorapod always trains the denoiser", "train_unet")
+    if recipe["base_model"]["name"] == "sdxl":
+        put(recipe, "adapter.text_encoders", train.take("train_text_encoder"))
+    elif not train.peek("train_text_encoder"):
+        train.take("train_text_encoder")
+    train.leave("lorapod trains the denoiser of this base model alone", "train_text_encoder")
     ema = train.table.pop("ema_config", None)
     if isinstance(ema, dict):
-        Given(ema, "train.ema_config", train.imported).leave_rest()
+        inner = Given(ema, "train.ema_config", train.imported)
+        if inner.take("use_ema", False):
+            put(recipe, "adapter.ema_decay", float(inner.take("ema_decay", 0.999)))
+        inner.leave("it is not used there either", "ema_decay")
+        inner.leave_rest()
     train.leave(_MEMORY, "unload_text_encoder", "cache_text_embeddings")
     train.leave_rest()
 
@@ -135,7 +157,7 @@ def _rest(imported: Imported, process: dict[str, Any]) -> None:
     save, sample = (Given(process.get(key) or {}, key, imported) for key in ("save", "sample"))
     put(recipe, "saving.lora_every", save.take("save_every"))
     put(recipe, "saving.checkpoint_every", recipe.get("saving", {}).get("lora_every"))
-    put(recipe, "saving.precision", "fp32" if save.take("dtype") in ("float32", "fp32") else "bf16")
+    put(recipe, "saving.precision", _precision(save, "float16"))
     save.leave("LoRA files are all kept", "max_step_saves_to_keep")
     save.leave_rest()
     put(recipe, "previews.every", sample.take("sample_every"))
@@ -146,19 +168,30 @@ def _rest(imported: Imported, process: dict[str, Any]) -> None:
     put(recipe, "previews.guidance", _float(sample.take("guidance_scale")))
     put(recipe, "previews.negative_prompt", sample.take("neg"))
     put(recipe, "previews.seeds", [seed] if (seed := sample.take("seed")) is not None else None)
-    prompts = sample.take("prompts") or [each.get("prompt", "") for each in sample.take("samples") or []]
-    put(
-        recipe,
-        "previews.prompts",
-        [str(each).replace("[trigger]", str(process.get("trigger_word") or "")) for each in prompts],
-    )
+    _prompts(recipe, sample, str(process.get("trigger_word") or ""))
     sample.leave_rest()
     named = {"model", "train", "network", "datasets", "save", "sample"}
     top = Given({key: value for key, value in process.items() if key not in named}, "", imported)
     top.take("trigger_word")
+    top.take("type")
     top.leave("a run has a folder of its own in the workspace", "training_folder", "sqlite_db_path")
-    top.leave("lorapod chooses the device", "device", "type", "performance_log_every")
+    top.leave("lorapod chooses the device", "device")
     top.leave_rest()
+
+
+def _prompts(recipe: dict[str, Any], sample: Given, trigger: str) -> None:
+    key = "prompts" if sample.peek("prompts") else "samples"
+    written = [str(each.get("prompt", "") if isinstance(each, dict) else each) for each in sample.peek(key) or []]
+    bare = [_FLAGS.sub("", each) for each in written]
+    sample.take(key, why="without what stands after `--`: all previews are of one size" if bare != written else "")
+    put(recipe, "previews.prompts", [each.replace("[trigger]", trigger) for each in bare])
+
+
+def _precision(given: Given, default: str) -> str:
+    """`fp32` or `bf16` for its `dtype`."""
+    said = str(given.peek("dtype", default))
+    given.take("dtype", why="bf16: lorapod has that and fp32" if said in ("float16", "fp16") else "")
+    return "fp32" if said in ("float32", "fp32") else "bf16"
 
 
 def _dataset(given: Given, trigger: Any) -> dict[str, Any]:
@@ -168,7 +201,9 @@ def _dataset(given: Given, trigger: Any) -> dict[str, Any]:
     folder["repeats"] = int(given.take("num_repeats", 1))
     folder["caption_dropout"] = float(given.take("caption_dropout_rate", 0.0))
     folder["shuffle_tags"] = bool(given.take("shuffle_tokens", False))
-    if trigger:
+    if given.take("is_reg", False):
+        folder["regularisation"] = "learn"
+    elif trigger:
         folder["trigger_word"] = str(trigger)
     frames = int(given.take("num_frames", 1) or 1)
     if frames > 1:
@@ -178,7 +213,7 @@ def _dataset(given: Given, trigger: Any) -> dict[str, Any]:
     if control := given.take("control_path"):
         folder["control"] = control
     given.leave("captions are read from .txt and .caption files", "caption_ext")
-    given.leave("lorapod always caches", "cache_latents_to_disk", "cache_latents", "is_reg")
+    given.leave("lorapod always caches", "cache_latents_to_disk", "cache_latents")
     given.leave_rest()
     return folder
 

@@ -1,29 +1,76 @@
-"""A recipe out of kohya's sd-scripts: its TOML of arguments and its dataset TOML, for SDXL and FLUX.1."""
+"""A recipe out of kohya's sd-scripts, for SDXL and FLUX.1: its TOML of arguments with its dataset TOML, or its GUI's JSON.
+
+Folders called `10_name` are read by `lorapod.data.layouts`, so that a `train_data_dir` is a dataset as it is. What is drawn
+while it trains, and augmentation, are not carried over.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from lorapod.data.sidecars import match_captions
+from lorapod.data.walk import Kind, walk
 from lorapod.errors import RequestError
 from lorapod.trainers.imports.notes import Given, Imported, put
 
 _OPTIMIZERS = {"adamw8bit": "adamw-8bit", "adamw": "adamw", "prodigy": "prodigy", "adafactor": "adafactor"}
+_SCHEDULES = {
+    "constant": ("constant", ""), "constant_with_warmup": ("constant", ""), "linear": ("linear", ""),
+    "cosine": ("cosine", ""), "cosine_with_restarts": ("cosine", "it falls once, without restarts"),
+    "polynomial": ("linear", "of the polynomials lorapod has the straight line"),
+}  # fmt: skip
+_GUI_NAMES = {
+    "max_resolution": "resolution", "optimizer": "optimizer_type", "epoch": "max_train_epochs",
+    "sdxl_cache_text_encoder_outputs": "cache_text_encoder_outputs",
+}  # fmt: skip
+"""Keys that the GUI calls otherwise than sd-scripts."""
+
+_GUI_MODULES = {
+    "Standard": "networks.lora", "Flux1": "networks.lora_flux", "LyCORIS/LoKr": "lycoris.lokr",
+    "LyCORIS/LoHa": "lycoris.loha",
+}  # fmt: skip
+
+
+def of_gui(table: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration of the GUI, kohya_ss, in the words of sd-scripts. It holds every key: empty, 0 and off mean unset."""
+    given = {key: value for key, value in table.items() if value not in ("", 0, False, None)}
+    if {"max_train_steps", "max_train_epochs"} & given.keys():
+        given.pop("epoch", None)
+    if "unet_lr" in given and "text_encoder_lr" not in given:
+        given["network_train_unet_only"] = True
+    if kind := _GUI_MODULES.get(str(given.get("LoRA_type"))):
+        del given["LoRA_type"]
+        given["network_module"] = kind
+    if isinstance(arguments := given.get("optimizer_args"), str):
+        given["optimizer_args"] = arguments.split()
+    return {_GUI_NAMES.get(key, key): value for key, value in given.items()}
+
+
+def has_folders(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration names its folders itself, in place of a dataset TOML."""
+    return "train_data_dir" in _flat(config)
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Section names in the TOML of arguments mean nothing there, and here neither."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= value if isinstance(value, Mapping) else {key: value}
+    return flat
 
 
 def read(config: Mapping[str, Any], dataset: Mapping[str, Any], base: str | None, name: str) -> Imported:
-    """The recipe of a configuration. Section names in the TOML of arguments mean nothing there, and here neither.
+    """The recipe of a configuration.
 
     Raises:
         RequestError: The base model cannot be told.
     """
     imported = Imported({"trainer": "builtin"})
     recipe = imported.recipe
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= value if isinstance(value, Mapping) else {key: value}
+    flat = _flat(config)
     given = Given(flat, "", imported)
     recipe["name"] = str(given.take("output_name", name))
     recipe["base_model"] = {"name": base or _base_of(flat)}
@@ -47,12 +94,16 @@ def read(config: Mapping[str, Any], dataset: Mapping[str, Any], base: str | None
     put(recipe, "optimizer.kind", _OPTIMIZERS.get(str(given.peek("optimizer_type", "adamw")).casefold()))
     if str(given.peek("optimizer_type", "adamw")).casefold() in _OPTIMIZERS:
         given.take("optimizer_type")
-    put(recipe, "optimizer.learning_rate", float(given.take("unet_lr") or given.take("learning_rate", 2e-6)))
+    common = float(given.take("learning_rate", 2e-6))
+    put(recipe, "optimizer.learning_rate", float(given.take("unet_lr", common)))
+    _text_encoders(recipe, given, common)
     _arguments(recipe, given)
-    schedule = str(given.peek("lr_scheduler", "constant"))
-    if schedule in ("constant", "linear", "cosine", "constant_with_warmup"):
-        given.take("lr_scheduler")
-        put(recipe, "optimizer.schedule", schedule.partition("_")[0])
+    schedule, instead = _SCHEDULES.get(
+        str(given.peek("lr_scheduler", "constant")), ("constant", "lorapod has none like it")
+    )
+    given.take("lr_scheduler", why=f"{schedule}: {instead}" if instead else "")
+    given.leave("the schedule falls once", "lr_scheduler_num_cycles", "lr_scheduler_power")
+    put(recipe, "optimizer.schedule", schedule)
     put(recipe, "optimizer.warmup_steps", int(given.take("lr_warmup_steps", 0) or 0))
     put(recipe, "optimizer.clip_norm", float(given.take("max_grad_norm", 1.0)))
     epochs = given.take("max_train_epochs")
@@ -65,14 +116,17 @@ def read(config: Mapping[str, Any], dataset: Mapping[str, Any], base: str | None
     held_in_fp8 = bool(given.peek("fp8_base"))
     given.take("fp8_base", why="its rows get scales of their own" if held_in_fp8 else "")
     put(recipe, "base_model.quantize", "fp8" if held_in_fp8 else None)
-    put(recipe, "training.precision", "fp32" if given.take("mixed_precision", "no") == "no" else "bf16")
+    mixed = given.peek("mixed_precision", "no")
+    given.take("mixed_precision", why="bf16: lorapod does not train in fp16" if mixed == "fp16" else "")
+    put(recipe, "training.precision", "fp32" if mixed == "no" else "bf16")
     put(recipe, "training.min_snr_gamma", _float(given.take("min_snr_gamma")))
     _noise(recipe, given)
     put(recipe, "saving.lora_every", int(given.take("save_every_n_steps", 0) or 0))
-    put(recipe, "saving.precision", "fp32" if given.take("save_precision") == "float" else "bf16")
+    saved = given.peek("save_precision")
+    given.take("save_precision", why="bf16: lorapod writes that or fp32" if saved == "fp16" else "")
+    put(recipe, "saving.precision", "fp32" if saved == "float" else "bf16")
     given.leave("a run has a folder of its own in the workspace", "output_dir", "logging_dir", "log_with", "log_prefix")
     given.leave("LoRA files are saved by steps (`saving.lora_every`)", "save_every_n_epochs", "save_model_as")
-    given.leave("lorapod trains the denoiser alone", "network_train_unet_only", "text_encoder_lr", "train_text_encoder")
     given.leave("lorapod always caches", "cache_latents", "cache_latents_to_disk", "cache_text_encoder_outputs",
                 "cache_text_encoder_outputs_to_disk", "vae_batch_size")  # fmt: skip
     given.leave("the fastest attention of the machine is taken", "xformers", "sdpa", "mem_eff_attn")
@@ -81,13 +135,12 @@ def read(config: Mapping[str, Any], dataset: Mapping[str, Any], base: str | None
     caption = {"shuffle_caption": given.take("shuffle_caption"), "keep_tokens": given.take("keep_tokens")}
     side = given.take("resolution")
     plain = given.take("train_data_dir")
-    folders = _datasets(imported, dataset, side, batch, caption)
-    if plain and not folders:
-        folders = [
-            {"path": plain, "resolutions": [_side(side or 512)], "validation_share": 0.0, "caption_dropout": 0.0}
-        ]
+    if plain and not dataset:
+        recipe["datasets"] = _plain_folders(given, str(plain), side, caption)
         put(recipe, "training.batch_size", int(batch or 1))
-    recipe["datasets"] = folders
+    else:
+        recipe["datasets"] = _datasets(imported, dataset, side, batch, caption)
+    _leave_known(given)
     given.leave_rest()
     return imported
 
@@ -101,6 +154,83 @@ def _base_of(flat: Mapping[str, Any]) -> str:
     raise RequestError(
         "It cannot be told which base model this is for", f"It names {told!r}.", "Name it with --base: sdxl, flux-dev."
     )
+
+
+def _text_encoders(recipe: dict[str, Any], given: Given, common: float) -> None:
+    """sd-scripts adapts them unless told otherwise, at `text_encoder_lr` or else `learning_rate`; lorapod those of SDXL."""
+    rates = given.peek("text_encoder_lr", common)
+    rates = [float(rate) for rate in (rates if isinstance(rates, list) else [rates])] or [common]
+    if recipe["base_model"]["name"] != "sdxl":
+        given.leave(
+            "lorapod trains the denoiser of this base model alone", "text_encoder_lr", "network_train_unet_only"
+        )
+        return
+    adapted = (
+        not given.take("network_train_unet_only") and not given.peek("cache_text_encoder_outputs") and rates[0] > 0
+    )
+    put(recipe, "adapter.text_encoders", adapted)
+    given.take("text_encoder_lr", why="both get the first rate" if len(set(rates)) > 1 else "")
+    if adapted:
+        put(recipe, "optimizer.text_encoder_rate", min(10.0, rates[0] / recipe["optimizer"]["learning_rate"]))
+
+
+def _plain_folders(given: Given, folder: str, side: Any, caption: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The dataset of a `train_data_dir`, whose folders say repeats and class words, and that of a `reg_data_dir`."""
+    known = given.take("reg_data_dir")
+    weight = given.take("prior_loss_weight") if known else None
+    common = {
+        "resolutions": [_side(side or 512)],
+        "shuffle_tags": bool(caption["shuffle_caption"]),
+        "keep_tags": int(caption["keep_tokens"] or 0),
+        "caption_prefix": given.take("caption_prefix", ""),
+        "caption_dropout": float(given.take("caption_dropout_rate", 0.0) or 0.0),
+        "validation_share": 0.0,
+    }
+    folders: list[dict[str, Any]] = [{"path": folder, **common}]
+    if known:
+        folders.append({"path": known, **common, "regularisation": "learn"})
+        if weight is not None:
+            folders[1]["loss_weight"] = float(weight)
+    return folders
+
+
+def _leave_known(given: Given) -> None:
+    """What needs no word in a recipe."""
+    given.leave("captions are read from .txt and .caption files", "caption_extension")
+    given.leave("lorapod chooses buckets by the pictures", "enable_bucket", "min_bucket_reso", "max_bucket_reso",
+                "bucket_reso_steps", "bucket_no_upscale")  # fmt: skip
+
+
+def _class_words(folder: dict[str, Any], given: Given) -> None:
+    """kohya captions by them what has no caption, and that alone."""
+    words = given.peek("class_tokens")
+    if not words:
+        return
+    bare, items = _uncaptioned(Path(folder["path"]))
+    if items and bare == items:
+        given.take("class_tokens")
+        folder["caption_prefix"] = folder["caption_prefix"] or str(words)
+        folder["allow_missing_captions"] = True
+        return
+    why = f"{bare} of the {items} items have no caption" if bare else "all items have captions"
+    given.leave(
+        f"it is the caption of items without one, and {why}"
+        if items
+        else "it is the caption of items without one: set "
+        "`caption_prefix` and `allow_missing_captions` where none has one",
+        "class_tokens",
+    )
+
+
+def _uncaptioned(folder: Path) -> tuple[int, int]:
+    """How many items of a folder have no caption file, and how many there are; 0 and 0 where it cannot be looked into."""
+    try:
+        (found,), _ = walk(folder.expanduser(), recursive=False)
+    except OSError:
+        return 0, 0
+    items = found.paths(Kind.PICTURE, Kind.CLIP)
+    captions, _ = match_captions(found)
+    return sum(item not in captions for item in items), len(items)
 
 
 def _arguments(recipe: dict[str, Any], given: Given) -> None:
@@ -144,15 +274,13 @@ def _datasets(
                 "caption_dropout": float(given.take("caption_dropout_rate", 0.0) or 0.0),
                 "validation_share": 0.0,
             }
-            if tokens := given.take("class_tokens"):
-                folder["caption_prefix"] = folder["caption_prefix"] or str(tokens)
-                folder["allow_missing_captions"] = True
+            _class_words(folder, given)
+            if given.take("is_reg", False):
+                folder["regularisation"] = "learn"
             if given.take("alpha_mask", False):
                 folder["alpha_masks"] = True
             put(imported.recipe, "training.batch_size", int(given.take("batch_size", batch or 1)))
-            given.leave("lorapod chooses buckets by the pictures", "enable_bucket", "min_bucket_reso", "max_bucket_reso",
-                        "bucket_reso_steps", "bucket_no_upscale")  # fmt: skip
-            given.leave("captions are read from .txt and .caption files", "caption_extension")
+            _leave_known(given)
             given.leave_rest()
             folders.append(folder)
     return folders

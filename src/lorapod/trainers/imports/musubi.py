@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from lorapod.trainers.musubi.render import render
 from lorapod.trainers.rendering import RenderContext
 
 _SCRIPT = re.compile(r"(\w+?)_train_network\.py$")
+_VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
+_SETTING = re.compile(r"^(?:export +)?([A-Za-z_]\w*)=(.*)$", re.MULTILINE)
+_PLAIN = re.compile(r"[\w./:=,+-]+")
 _FAMILIES = {
     "wan": "wan", "qwen_image": "qwen_image", "zimage": "z_image", "flux_kontext": "flux", "flux_2": "flux2",
 }  # fmt: skip
@@ -105,15 +109,21 @@ def _refuse_unlike(found: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
 
 
 def command_lines(text: str) -> list[list[str]]:
-    """The words of each command in a text that starts a training script; lines that end in a backslash go on."""
+    """The words of each command in a text that starts a training script; lines that end in a backslash go on.
+
+    A variable that the text itself sets to a plain value is filled in; nothing is run.
+    """
     found = []
-    for line in re.sub(r"\\\r?\n", " ", text).splitlines():
+    joined = re.sub(r"\\\r?\n", " ", text)
+    values = _plain_values(joined)
+    for line in joined.splitlines():
         if "_train_network.py" not in line or line.lstrip().startswith("#"):
             continue
-        if re.search(r"\$\(|`|\$\{?\w", line):
+        line = _VARIABLE.sub(lambda match: values.get(match[1] or match[2], match[0]), line)
+        if unknown := re.findall(r"\$\([^)]*\)?|`[^`]*`?|\$\{[^}]*\}?|\$\w+", line):
             raise RequestError(
                 "The command line holds shell variables",
-                line.strip()[:200],
+                f"{', '.join(dict.fromkeys(unknown))}: the file does not set them to a plain value, once.",
                 "Write their values out; nothing is run here.",
             )
         try:
@@ -121,6 +131,20 @@ def command_lines(text: str) -> list[list[str]]:
         except ValueError as error:
             raise RequestError("The command line cannot be read", f"{error}: {line.strip()[:200]}", "") from error
     return found
+
+
+def _plain_values(text: str) -> dict[str, str]:
+    """The values of variables that are set to one word alone, on a line that is in no branch and no loop."""
+    given: dict[str, list[str]] = {}
+    for name, value in _SETTING.findall(text):
+        given.setdefault(name, []).append(value)
+    plain = {}
+    for name, values in given.items():
+        with suppress(ValueError):
+            words = shlex.split(values[0], comments=True)
+            if len(set(values)) == 1 and len(words) == 1 and _PLAIN.fullmatch(words[0]):
+                plain[name] = words[0]
+    return plain
 
 
 def options_in(argv: Sequence[str]) -> tuple[str, dict[str, Any]]:
@@ -203,9 +227,8 @@ def of_options(family: str, options: Mapping[str, Any], dataset: Mapping[str, An
     recipe["base_model"] = {"name": base}
     put(recipe, "base_model.training_adapter", "catalogue" if given.peek("base_weights") else "none")
     given.leave("lorapod fetches the base model and says where it is", *_PLACES)
-    given.leave(
-        "a run has a folder of its own in the workspace", "output_dir", "logging_dir", "log_with", "dataset_config"
-    )
+    given.take("dataset_config")
+    given.leave("a run has a folder of its own in the workspace", "output_dir", "logging_dir", "log_with")
     given.leave("`previews.prompts` says what is drawn", "sample_prompts")
     given.leave("follows from the base model", "network_module", "task", "edit", "edit_plus")
     given.leave("lorapod writes what it knows into a LoRA's header itself", "metadata_title", "metadata_author")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,8 @@ def import_files(files: Sequence[Path], format: str | None = None, base: str | N
 
 def _imported(files: Sequence[Path], texts: Mapping[Path, str], format: str | None, base: str | None) -> Imported:
     tables = {file: table for file, text in texts.items() if (table := _table(file, text)) is not None}
+    if format is None:
+        _refuse_of_several(texts, tables)
     kind = format or _kind(texts, tables)
     name = files[0].stem
     match kind:
@@ -56,7 +60,9 @@ def _imported(files: Sequence[Path], texts: Mapping[Path, str], format: str | No
         case "kohya":
             main = next((table for table in tables.values() if "datasets" not in table), {})
             dataset = next((table for table in tables.values() if "datasets" in table), {})
-            return kohya.read(main, dataset or _named(main, files[0], "dataset_config"), base, name)
+            if not dataset and (main.get("dataset_config") or not kohya.has_folders(main)):
+                dataset = _named(main, files[0], "dataset_config")
+            return kohya.read(main, dataset, base, name)
         case "template":
             return template.read(texts[files[0]], files[0].name, base)
     raise RequestError(f"There is no format {kind!r}", "", f"Choose one of {', '.join(FORMATS)}.")
@@ -88,6 +94,24 @@ def _kind(texts: Mapping[Path, str], tables: Mapping[Path, Mapping[str, Any]]) -
     )
 
 
+def _refuse_of_several(texts: Mapping[Path, str], tables: Mapping[Path, Mapping[str, Any]]) -> None:
+    """One recipe is made of one configuration: others beside it would be passed over in silence."""
+    kinds: dict[str, list[Path]] = {}
+    for file, text in texts.items():
+        with suppress(RequestError):  # a dataset file alone, which may be of any
+            kinds.setdefault(_kind({file: text}, {file: tables[file]} if file in tables else {}), []).append(file)
+    alone = next(
+        (files for kind, files in kinds.items() if kind in ("ai-toolkit", "template") and len(texts) > 1), None
+    )
+    if len(kinds) > 1 or alone:
+        said = ", ".join(f"{file.name} of {kind}" for kind, files in kinds.items() for file in files)
+        raise RequestError(
+            "These files are more than one configuration",
+            f"{said}.",
+            "Import them one by one, or name their trainer with --from.",
+        )
+
+
 def _has_subsets(table: Mapping[str, Any]) -> bool:
     return any(isinstance(each, Mapping) and "subsets" in each for each in table.get("datasets", []))
 
@@ -106,13 +130,23 @@ def _text(file: Path) -> str:
 
 
 def _table(file: Path, text: str) -> dict[str, Any] | None:
-    """A TOML file's table; None where it is none by its name."""
+    """A TOML file's table, or the JSON of kohya's GUI; None where it is neither by its name."""
+    if file.suffix.lower() == ".json":
+        return _json(file, text)
     if file.suffix.lower() != ".toml":
         return None
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise RequestError(f"{file} is not valid TOML", f"{error}.", "Mend the line.") from error
+
+
+def _json(file: Path, text: str) -> dict[str, Any]:
+    try:
+        table = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RequestError(f"{file} is not valid JSON", f"{error}.", "Mend the line.") from error
+    return kohya.of_gui(table) if isinstance(table, dict) else {}
 
 
 def _pair(files: Sequence[Path], tables: Mapping[Path, dict[str, Any]]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
