@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
+from itertools import cycle
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,7 +22,7 @@ HAS_COMPILER = any(shutil.which(name) for name in ("g++", "clang++", "c++"))
 
 @pytest.fixture(scope="module")
 def parts() -> ModuleType:
-    sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+    sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
     from gpu_parts import measure
 
     return measure
@@ -190,11 +191,11 @@ def test_rounded_swapped_and_checkpointed_blocks_are_compiled_once_and_learn_the
     def saving(name: str) -> Trained:
         trained = Trained(parts, tmp_path / name)
         for block in blocks_of(trained.denoiser).values():
-            for adapted in list(block.modules()):
+            for adapted, kind in zip(list(block.modules()), cycle((Quantization.INT8, Quantization.NF4))):
                 layer = getattr(adapted, "base_layer", None)
                 if may_be_quantised(layer):
-                    codes = quantise(layer.weight, Quantization.INT8)
-                    adapted.base_layer = QuantisedLinear(codes, layer.bias, Quantization.INT8, torch.float32)
+                    codes = quantise(layer.weight, kind)
+                    adapted.base_layer = QuantisedLinear(codes, layer.bias, kind, torch.float32)
         enable_checkpointing(trained.denoiser, Checkpointing.SELECTIVE)
         return trained
 

@@ -39,6 +39,12 @@ class BlocksMemory(_Table):
         description="Bytes kept of a token by a block without checkpointing, in 16 bits, over the width."
     )
     saved_inner: float = Field(0, description="Likewise, over the inner width.")
+    saved_image: float = Field(0, description="Likewise, added where the denoiser attends to a picture's tokens.")
+    attention: float = Field(1, description="Outputs of attention of a block, over the width.")
+    largest: float = Field(
+        1.5,
+        description="What is kept of a block that is computed again, over the mean: the largest, and what comes on top.",
+    )
     trained: float = Field(description="Weights of an adapter of rank 1 on a block, over the width.")
     trained_inner: float = Field(0, description="Likewise, over the inner width.")
     text_tokens: int = Field(0, description="That go through the blocks beside those of the picture.")
@@ -51,9 +57,10 @@ class BlocksMemory(_Table):
 class WholeMemory(_Table):
     """What training takes of a denoiser of one size."""
 
-    blocks: int
+    blocks: int = Field(description="Repeated ones, whose weights may wait on the host.")
     saved: float = Field(description="Bytes kept of a token without checkpointing, in 16 bits, by all blocks together.")
     kept: float = Field(description="Likewise with checkpointing.")
+    largest: float = Field(description="Likewise of the largest part that is computed again.")
     attention: float = Field(description="Likewise of the outputs of attention.")
     trained: float = Field(description="Weights of an adapter of rank 1.")
 

@@ -7,11 +7,12 @@
                  each holds one nth, and the same two
     adapter      16 bytes a weight: itself, its gradient and AdamW's two moments in float32
     activations  tokens x what the blocks keep of a token for the backward pass: all of it; or the blocks' inputs and, for
-                 `selective`, the outputs of attention, beside twice what one block keeps
+                 `selective`, the outputs of attention, beside what the largest block keeps
 
 What a block keeps of a token was counted with saved-tensor hooks over full-size models of diffusers in eager mode, and is
-linear in tokens within 0.5 %. Compiled blocks keep less, which is not counted on. Published peaks of other trainers lie 3
-to 5 % below such estimates. Not covered: the VAE, which is out of memory by then, and drawing previews.
+linear in tokens within 0.5 %. Whole steps of the engine at full size, tensor by tensor without their numbers, peak within
+a few per cent of this (tools/gpu_check.py, benchmarks/results/memory.md). Compiled blocks keep less, which is not counted
+on. Not covered: the VAE, which is out of memory by then, and drawing previews.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ class Measures:
         saved: Bytes kept of a token without checkpointing, in 16 bits, by all blocks together.
         kept: Likewise with checkpointing: the blocks' inputs.
         attention: Bytes of the outputs of attention, likewise.
+        largest: Bytes that are kept of a token by what is computed again at a time.
         trained: Weights of an adapter of rank 1 on attention and feed-forward layers.
         text_tokens: That go through the blocks beside those of the picture.
         control_tokens: Those that the text has for each control picture.
@@ -76,6 +78,7 @@ class Measures:
     saved: float
     kept: float
     attention: float
+    largest: float
     trained: float
     text_tokens: int = 0
     control_tokens: int = 0
@@ -169,15 +172,20 @@ def measures_of(family: str, config: Mapping[str, Any], parameters: int, pipelin
     if memory is None:
         return None
     if isinstance(memory, WholeMemory):
-        return Measures(parameters, memory.blocks, memory.saved, memory.kept, memory.attention, memory.trained)
+        return Measures(
+            parameters, memory.blocks, memory.saved, memory.kept, memory.attention, memory.largest, memory.trained
+        )
     width, inner = math.prod(config[key] for key in memory.width), config[memory.inner] if memory.inner else 0
     layers = sum(config[key] * times for key, times in memory.layers.items())
+    sees = bool(config.get("image_dim"))
     saved, trained = (
         a * width + b * inner for a, b in ((memory.saved, memory.saved_inner), (memory.trained, memory.trained_inner))
     )
+    saved += memory.saved_image * width * sees
     row = 2 * width * layers
     return Measures(
-        parameters, layers, saved * layers, 1.05 * row, row, trained * layers, memory.text_tokens,
+        parameters, layers, saved * layers, 1.05 * row, (memory.attention + sees) * row, memory.largest * saved,
+        trained * layers, memory.text_tokens,
         memory.control_tokens.get(pipeline, min(memory.control_tokens.values(), default=0)),
         memory.cells.get(config.get("in_channels", 0), 16),
     )  # fmt: skip
@@ -254,11 +262,10 @@ def peak_of(
         weights *= min(1.0, 1 - (swapped - 2) / measures.blocks)
     if shards > 1 and checkpointing is not Checkpointing.OFF:
         weights *= min(1.0, 1 / shards + 2 / measures.blocks)
-    one_block = measures.saved / measures.blocks
     kept = {
         Checkpointing.OFF: measures.saved,
-        Checkpointing.SELECTIVE: measures.kept + measures.attention + 2 * one_block,
-        Checkpointing.FULL: measures.kept + 2 * one_block,
+        Checkpointing.SELECTIVE: measures.kept + measures.attention + measures.largest,
+        Checkpointing.FULL: measures.kept + measures.largest,
     }[checkpointing]
     trained = measures.trained + (_ENCODERS_TRAINED if load.captions else 0)
     activations = kept * load.tokens + _ENCODERS_SAVED * load.captions
