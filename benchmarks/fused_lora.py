@@ -93,7 +93,7 @@ def one_layer(tokens: int, width: int) -> Callable[[], None]:
     x = torch.randn(tokens, width, device=device, dtype=torch.bfloat16, requires_grad=True)
 
     def work() -> None:
-        with torch.autocast(device, torch.bfloat16):
+        with torch.autocast(device, torch.bfloat16):  # which peft's own layer needs
             y = model(x)
         y.backward(torch.ones_like(y))
 

@@ -25,7 +25,7 @@ import torch
 
 from gpu_parts.cost import peak_tflops, step_cost
 from gpu_parts.gpu_state import GpuState
-from gpu_parts.models import MODELS, Shape, latents_shape, random_denoiser, random_text, write_base
+from gpu_parts.models import MODELS, Shape, latents_shape, random_denoiser, random_item, random_text, write_base
 from lorapod import recipe as recipes
 from lorapod.engine import adapters
 from lorapod.engine.attention import attention_of
@@ -98,7 +98,7 @@ def measure(cell: Cell, began: float) -> dict[str, Any]:
 
 
 def _measured(cell: Cell, folder: Path, began: float, imported: float) -> dict[str, Any]:
-    job = _job(cell, folder)
+    job = made_job(cell, folder)
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(attention_of(job))
@@ -116,7 +116,7 @@ def _trained(cell: Cell, job: MadeJob, folder: Path, began: float, imported: flo
     blocks = CompiledBlocks(denoiser, Path(cell.cache or folder / "compiled")) if cell.compiled else None
     parameters = adapters.adapter_parameters(denoiser)
     optimizer = build_optimizer(job.recipe.optimizer, parameters)
-    batches = cycle(_batches(cell, job))
+    batches = cycle(ready_batches(cell, job))
     denoiser.train()
     _synchronise(job.device)
     loaded, load_peaks = time.time(), _peaks("load_")
@@ -196,7 +196,7 @@ def text_tokens(cell: Cell) -> int:
     return 16 if cell.tiny and cell.model != "sdxl" else MODELS[cell.model].text_tokens
 
 
-def _job(cell: Cell, folder: Path) -> MadeJob:
+def made_job(cell: Cell, folder: Path) -> MadeJob:
     base = write_base(cell.model, cell.tiny, folder / "base")
     overrides = [
         f"base_model.name={folder / 'base'}", f"adapter.rank={cell.rank}", f"training.batch_size={cell.batch}",
@@ -221,7 +221,7 @@ def _stir(denoiser: torch.nn.Module) -> None:
         b.copy_(1e-3 * torch.randn(b.shape, generator=generator))
 
 
-def _batches(cell: Cell, job: MadeJob) -> list[Batch]:
+def ready_batches(cell: Cell, job: MadeJob) -> list[Batch]:
     """Batches as the engine reads them from its cache: on the CPU, latents in float32, texts in the base model's type."""
     shape = (cell.batch, *latents_shape(job.base, job.family, Shape.of(cell.shape)))
     made = []
@@ -230,7 +230,8 @@ def _batches(cell: Cell, job: MadeJob) -> list[Batch]:
         latents, noise = (torch.randn(shape, generator=generator) for _ in range(2))
         levels = draw_levels(cell.batch, levels_of(job, latents, job.experts[0]), generator)
         texts = [random_text(job.base, text_tokens(cell), job.dtype, generator) for _ in range(cell.batch)]
-        made.append(Batch(latents, noise, levels, [{} for _ in range(cell.batch)], texts))
+        items = [random_item(job.base, shape[1:], generator) for _ in range(cell.batch)]
+        made.append(Batch(latents, noise, levels, items, texts))
     return made
 
 

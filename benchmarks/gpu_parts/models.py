@@ -62,7 +62,11 @@ class Model:
         text: Names and shapes of what the denoiser is told, of a configuration and a number of tokens.
         channels: Of the latents.
         goals: Seconds a step by shape: one H100, bf16, batch 1, rank 16.
-        index: Of the pipeline, for families that read it.
+        index: What its `model_index.json` says beside its parts.
+        vae: What the VAE is configured with, as far as families read it.
+        factor: Pixels a side of a latent.
+        cell: Pixels a side of a token.
+        item: Names and shapes of what an item holds beside its latents, of a configuration and their shape.
     """
 
     family: str
@@ -74,6 +78,11 @@ class Model:
     channels: Callable[[Config], int]
     goals: Mapping[str, float] = field(default_factory=dict)
     component: str = "transformer"
+    index: Config = field(default_factory=dict)
+    vae: Config = field(default_factory=dict)
+    factor: int = 8
+    cell: int = 16
+    item: Callable[[Config, tuple[int, ...]], dict[str, tuple[int, ...]]] = lambda config, latents: {}
 
 
 def _sdxl_text(config: Config, tokens: int) -> dict[str, tuple[int, ...]]:
@@ -87,17 +96,76 @@ _WAN_TINY = {
 }  # fmt: skip
 
 
-def _wan(goals: Mapping[str, float], **full: Any) -> Model:
+_FIRST_FRAME_CHANNELS = 36
+"""That a denoiser takes which is given a first frame: 16 of the noisy latents, 4 of the mask, 16 of the frame."""
+
+
+def _wan_vae(configured: Config) -> dict[str, Any]:
+    """What is different where the VAE is that of TI2V 5B, which halves sides once more."""
+    if configured.get("in_channels") != 48:
+        return {}
+    return {"factor": 16, "cell": 32, "vae": {"scale_factor_spatial": 16}, "index": {"expand_timesteps": True}}
+
+
+def _controlled(config: Config, latents: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """One control picture of the size of what is drawn."""
+    return {"control_0": latents}
+
+
+def _first_frame(config: Config, latents: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """Mask and latents of a clip's first frame, and what CLIP says of it where the denoiser takes that."""
+    image = {"image": (257, config["image_dim"])} if config.get("image_dim") else {}
+    return {"first_frame": (4 + latents[0], *latents[1:]), **image}
+
+
+def _wan(goals: Mapping[str, float] | None = None, tiny: Config | None = None, **full: Any) -> Model:
+    configured = {**full, **(tiny or {})}
     return Model(
         family="wan",
         kind="WanTransformer3DModel",
         full=full,
-        tiny=_WAN_TINY,
+        tiny={**_WAN_TINY, **(tiny or {})},
+        item=_first_frame if configured.get("in_channels") == _FIRST_FRAME_CHANNELS else lambda config, latents: {},
         text_tokens=512,
         text=lambda config, tokens: {"tokens": (tokens, config["text_dim"])},
         channels=lambda config: int(config["out_channels"]),
-        goals=goals,
+        goals=goals or {},
+        **_wan_vae(configured),
     )
+
+
+def _flux(**rest: Any) -> Model:
+    return Model(
+        family="flux",
+        kind="FluxTransformer2DModel",
+        full={"guidance_embeds": True},
+        tiny={
+            "patch_size": 1, "in_channels": 64, "num_layers": 2, "num_single_layers": 2, "attention_head_dim": 16,
+            "num_attention_heads": 2, "joint_attention_dim": 32, "pooled_projection_dim": 32, "guidance_embeds": True,
+            "axes_dims_rope": (4, 4, 8),
+        },
+        text_tokens=512,
+        text=lambda config, tokens: {
+            "tokens": (tokens, config["joint_attention_dim"]), "pooled": (config["pooled_projection_dim"],),
+        },
+        channels=lambda config: int(config["in_channels"]) // 4,
+        **rest,
+    )  # fmt: skip
+
+
+def _qwen_image(**rest: Any) -> Model:
+    return Model(
+        family="qwen_image",
+        kind="QwenImageTransformer2DModel",
+        full={},
+        tiny={
+            "patch_size": 2, "in_channels": 64, "out_channels": 16, "num_layers": 2, "attention_head_dim": 16,
+            "num_attention_heads": 3, "joint_attention_dim": 16, "axes_dims_rope": (8, 4, 4),
+        },
+        text=lambda config, tokens: {"tokens": (tokens, config["joint_attention_dim"])},
+        channels=lambda config: int(config["in_channels"]) // 4,
+        **rest,
+    )  # fmt: skip
 
 
 MODELS: dict[str, Model] = {
@@ -114,34 +182,27 @@ MODELS: dict[str, Model] = {
         channels=lambda config: int(config["in_channels"]),
         goals={"512x512": 0.058, "1024x1024": 0.21},
     ),
-    "flux-dev": Model(
-        family="flux",
-        kind="FluxTransformer2DModel",
-        full={"guidance_embeds": True},
+    "flux-dev": _flux(goals={"512x512": 0.090, "1024x1024": 0.29}),
+    "flux-kontext": _flux(item=_controlled, index={"_class_name": "FluxKontextPipeline"}),
+    "flux2-klein-4b": Model(
+        family="flux2",
+        kind="Flux2Transformer2DModel",
+        full={
+            "in_channels": 128, "num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24,
+            "joint_attention_dim": 7680, "guidance_embeds": False,
+        },
         tiny={
-            "patch_size": 1, "in_channels": 64, "num_layers": 2, "num_single_layers": 2, "attention_head_dim": 16,
-            "num_attention_heads": 2, "joint_attention_dim": 32, "pooled_projection_dim": 32, "guidance_embeds": True,
-            "axes_dims_rope": (4, 4, 8),
+            "patch_size": 1, "in_channels": 32, "num_layers": 2, "num_single_layers": 2, "attention_head_dim": 16,
+            "num_attention_heads": 2, "joint_attention_dim": 48, "guidance_embeds": False, "axes_dims_rope": (4, 4, 4, 4),
         },
         text_tokens=512,
-        text=lambda config, tokens: {
-            "tokens": (tokens, config["joint_attention_dim"]), "pooled": (config["pooled_projection_dim"],),
-        },
-        channels=lambda config: int(config["in_channels"]) // 4,
-        goals={"512x512": 0.090, "1024x1024": 0.29},
-    ),
-    "qwen-image": Model(
-        family="qwen_image",
-        kind="QwenImageTransformer2DModel",
-        full={},
-        tiny={
-            "patch_size": 2, "in_channels": 64, "out_channels": 16, "num_layers": 2, "attention_head_dim": 16,
-            "num_attention_heads": 3, "joint_attention_dim": 16, "axes_dims_rope": (8, 4, 4),
-        },
-        text_tokens=128,
         text=lambda config, tokens: {"tokens": (tokens, config["joint_attention_dim"])},
-        channels=lambda config: int(config["in_channels"]) // 4,
-        goals={"1024x1024": 0.33},
+        channels=lambda config: int(config["in_channels"]),
+        factor=16,
+    ),
+    "qwen-image": _qwen_image(text_tokens=128, goals={"1024x1024": 0.33}),
+    "qwen-image-edit": _qwen_image(
+        text_tokens=324, item=_controlled, index={"_class_name": "QwenImageEditPlusPipeline"}
     ),
     "sdxl": Model(
         family="sdxl",
@@ -168,11 +229,21 @@ MODELS: dict[str, Model] = {
         channels=lambda config: int(config["in_channels"]),
         goals={"1024x1024": 0.040},
         component="unet",
+        item=lambda config, latents: {"time_ids": (6,)},
     ),
     "wan2.1-t2v-1.3b": _wan(
         {"832x480x81": 1.9}, num_attention_heads=12, ffn_dim=8960, num_layers=30,
     ),
     "wan2.1-t2v-14b": _wan({"832x480x33": 2.8, "832x480x81": 10.0}),
+    "wan2.1-i2v-14b": _wan(
+        tiny={"in_channels": 36, "image_dim": 16, "added_kv_proj_dim": 24},
+        in_channels=36, image_dim=1280, added_kv_proj_dim=5120,
+    ),
+    "wan2.2-i2v-a14b": _wan(tiny={"in_channels": 36}, in_channels=36),
+    "wan2.2-ti2v-5b": _wan(
+        tiny={"in_channels": 48, "out_channels": 48},
+        num_attention_heads=24, ffn_dim=14336, num_layers=30, in_channels=48, out_channels=48,
+    ),
 }  # fmt: skip
 
 
@@ -186,8 +257,8 @@ def write_base(name: str, tiny: bool, folder: Path) -> BaseModel:
     with torch.device("meta"):
         kind(**given).save_config(folder / model.component)
     files: dict[str, dict[str, Any]] = {
-        "model_index.json": {model.component: ["diffusers", model.kind]},
-        "vae/config.json": {},
+        "model_index.json": {**model.index, model.component: ["diffusers", model.kind]},
+        "vae/config.json": dict(model.vae),
         "scheduler/scheduler_config.json": {
             "_class_name": "DDPMScheduler", "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
         },
@@ -251,13 +322,20 @@ def latents_shape(base: BaseModel, family: Family, shape: Shape) -> tuple[int, i
     if shape.frames > 1 and (family.fps is None or (shape.frames - 1) % step):
         raise ValueError(f"{base.name} takes no clips of {shape.frames} frames")
     frames = (shape.frames - 1) // step + 1
-    return MODELS[base.name].channels(config_of(base)), frames, shape.height // 8, shape.width // 8
+    model = MODELS[base.name]
+    return model.channels(config_of(base)), frames, shape.height // model.factor, shape.width // model.factor
 
 
 def random_text(base: BaseModel, tokens: int, dtype: torch.dtype, generator: torch.Generator) -> Conditions:
     """What the denoiser is told of a caption of so many tokens: normal numbers in the shapes of the encoders."""
     shapes = MODELS[base.name].text(config_of(base), tokens)
     return {name: _normal(shape, generator).to(dtype) for name, shape in shapes.items()}
+
+
+def random_item(base: BaseModel, latents: tuple[int, ...], generator: torch.Generator) -> Conditions:
+    """What is cached of an item beside its latents (c, f, h, w): normal numbers."""
+    shapes = MODELS[base.name].item(config_of(base), latents)
+    return {name: _normal(shape, generator) for name, shape in shapes.items()}
 
 
 def _normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -108,6 +108,14 @@ def test_no_answer_in_time_and_no_service_are_busy(tmp_path: Path) -> None:
         asked(fake, picture(tmp_path))
 
 
+def test_a_service_that_is_not_there_is_told_once_and_not_for_each_item() -> None:
+    with FakeOpenAI() as fake:
+        pass
+    with pytest.raises(LorapodError, match="cannot be reached") as caught:
+        create(Options(endpoint=fake.url, model="m"))
+    assert "Start the service" in str(caught.value)
+
+
 @pytest.mark.parametrize("fault", ["filter", "403 moderation"])
 def test_what_is_filtered_is_declined(tmp_path: Path, fault: str) -> None:
     with FakeOpenAI() as fake, pytest.raises(DeclinedError):

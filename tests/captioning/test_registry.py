@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fakes.openai_server import FakeOpenAI
 from lorapod.captioning import registry
 from lorapod.captioning.registry import Options, choose, create, is_near, sends_to
 from lorapod.captioning.template import TemplateCaptioner
@@ -62,7 +63,8 @@ def test_a_package_adds_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(create("mine", Options()), TemplateCaptioner)
     with pytest.raises(RequestError, match="cannot be loaded"):
         create("broken", Options())
-    assert create("openai", Options(model="m")).name == "openai"
+    with FakeOpenAI() as fake:
+        assert create("openai", Options(endpoint=fake.url, model="m")).name == "openai"
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "10.1.2.3", "gpu-box", "box.local", "::1"])

@@ -16,10 +16,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lorapod import recipe as recipes
 from lorapod.engine import adapter_files, adapters
 from lorapod.engine.adapter_files import Merged
+from lorapod.engine.adapter_layers import changed
 from lorapod.engine.families import Conditions, Family, family_of
 from lorapod.engine.job import Job
 from lorapod.engine.prepare import prepare
@@ -238,6 +240,43 @@ def test_style_and_character_are_layers_of_sdxl_and_refused_elsewhere(models: di
     family, denoiser = fresh_of(models, "z_image")
     with pytest.raises(RequestError, match="learn style alone"):
         adapters.target_names(denoiser, family, Targets.STYLE)
+
+
+class Products(TorchDispatchMode):
+    """Notes the types of matrix products with `rows` rows."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.rows, self.types = rows, set[torch.dtype]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+            left = args[-2]
+            self.types |= {left.dtype} if left.shape[0] == self.rows else set()
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "dropout"), [*((kind, 0.0) for kind in KINDS), ("lora", 0.5), ("rslora", 0.5), ("dora", 0.5)]
+)
+def test_every_kind_computes_in_the_type_of_its_layer(models: dict[str, Path], kind: str, dropout: float) -> None:
+    base = BaseModel("tiny", "z_image", models["z_image"])
+    family = family_of(base)
+    denoiser = family.load_denoiser(base, family.experts[0], CPU, torch.bfloat16)
+    section = AdapterSection(kind=AdapterKind(kind), rank=4, dropout=dropout)
+    adapters.add_adapter(denoiser, family, section, 4, 1)
+    _, layer = next(adapters.layers_of(denoiser))
+    with torch.no_grad():
+        for part in adapters.parts_of(layer).values():
+            part += 0.05 * torch.randn_like(part)
+    x = torch.randn(37, layer.base_layer.in_features).bfloat16()
+    layer.eval()
+    with Products(37) as seen:
+        y = layer(x)
+    assert y.dtype is torch.bfloat16 and seen.types == {torch.bfloat16}
+    alpha = 8 if kind == "rslora" else 4  # over the rank: alpha over its square root, of rsLoRA
+    exact = x.float() @ changed(layer.base_layer.weight, adapters.parts_of(layer), alpha).t()
+    assert ((y.float() - exact).norm() / exact.norm()) < 0.02
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -47,14 +47,14 @@ class Trained:
 
         folder.mkdir()
         cell = parts.Cell(model, "64x64", compiled=False, checkpointing=checkpointing, tiny=True, precision="fp32")
-        self.job = parts._job(cell, folder)
+        self.job = parts.made_job(cell, folder)
         self.denoiser = random_denoiser(self.job.base, self.job.device, self.job.dtype)
         adapters.add_adapter(self.denoiser, self.job.family, self.job.recipe.adapter, 16.0, 0)
         if checkpointing:
             self.denoiser.enable_gradient_checkpointing()
         self.parameters = adapters.adapter_parameters(self.denoiser)
         self.optimizer = build_optimizer(self.job.recipe.optimizer, self.parameters)
-        self.batches = parts._batches(cell, self.job)
+        self.batches = parts.ready_batches(cell, self.job)
         self.denoiser.train()
 
     def losses(self, steps: int, compiled: CompiledBlocks | None = None) -> list[float]:

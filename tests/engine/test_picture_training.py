@@ -146,9 +146,8 @@ def test_bf16_learns_with_checkpointing_and_previews(models: Callable[[str], Pat
     denoiser.enable_gradient_checkpointing()
     denoiser.train()
     clean = torch.stack([entry["mean"] for entry in latents])
-    with torch.autocast("cpu", bf16):
-        loss = engine.loss(denoiser, clean, torch.randn_like(clean), torch.tensor([0.2, 0.8]), latents, texts)
-        drawn = engine.sample(denoiser.eval(), base, PreviewRequest(texts[0], texts[1], 64, 64, 1, 2, 3.0, 1))
+    loss = engine.loss(denoiser, clean, torch.randn_like(clean), torch.tensor([0.2, 0.8]), latents, texts)
+    drawn = engine.sample(denoiser.eval(), base, PreviewRequest(texts[0], texts[1], 64, 64, 1, 2, 3.0, 1))
     assert loss.shape == (2,) and loss.dtype is torch.float32
     loss.sum().backward()
     trained = [p.grad for p in adapters.adapter_parameters(denoiser) if p.grad is not None]

@@ -10,6 +10,7 @@ Not covered: llama.cpp's `input_video`; whether a model can see at all is found 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import email.utils
 import json
 import time
@@ -62,6 +63,8 @@ def create(options: Options) -> OpenAICaptioner:
     environment = options.environment
     endpoint = (options.endpoint or environment.get("OPENAI_BASE_URL") or OPENAI_BASE_URL).rstrip("/")
     key = environment.get("OPENAI_API_KEY", "")
+    if options.model:
+        check_answers(endpoint, key)
     return OpenAICaptioner(
         endpoint,
         options.model or only_model(endpoint, key),
@@ -70,6 +73,24 @@ def create(options: Options) -> OpenAICaptioner:
         frames=options.frames,
         clips_as_video=options.clips_as_video,
     )
+
+
+def check_answers(endpoint: str, key: str) -> None:
+    """Refuses a service that is not there, once and not for each item; what it answers does not matter here.
+
+    Raises:
+        LorapodError: There is no connection to it.
+    """
+    import openai
+
+    with (
+        openai.OpenAI(base_url=endpoint, api_key=key or "none", max_retries=1, timeout=CONNECT_SECONDS) as client,
+        contextlib.suppress(openai.APIStatusError),
+    ):
+        try:
+            client.get("/models", cast_to=object)
+        except openai.APIConnectionError as error:
+            raise _unreachable(endpoint, error) from error
 
 
 def only_model(endpoint: str, key: str) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorapod.errors import RequestError
+from lorapod.errors import LorapodError, RequestError
 from lorapod.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ def train(
 
     workspace: Workspace = context.obj
     console = Console(highlight=False)
+    is_new = False
     if resume and recipe is not None and run is None and not recipe.is_file() and recipe.suffix != ".toml":
         recipe, run = None, str(recipe)  # `lorapod train --resume RUN`
     if model is not None or data is not None:
@@ -90,9 +91,15 @@ def train(
                 "They stand in place of a recipe, which is written for you and kept.",
                 "Run `lorapod train --model NAME --data FOLDER`, or `lorapod train RECIPE`.",
             )
-        recipe = _written_recipe(workspace, model, data, trainer, name)
+        recipe, is_new = _written_recipe(workspace, model, data, trainer, name)
+    try:
+        loaded = recipes.load(recipe, set_ or [], workspace=workspace) if recipe is not None else None
+    except LorapodError:
+        if is_new and recipe is not None:
+            recipe.unlink()
+        raise
+    if model is not None:
         console.print(f"Recipe: {recipe}", soft_wrap=True, markup=False)
-    loaded = recipes.load(recipe, set_ or [], workspace=workspace) if recipe is not None else None
     if resume and loaded is None and set_:
         loaded = recipes.load(find_run(run, workspace).recipe_file, set_, workspace=workspace)
         wanted = find_run(run, workspace)
@@ -145,8 +152,9 @@ def _see_to_other(other: RunFolder, status: str, console: Console) -> None:
     console.print(f"The other expert, run {other.id}, is {ended}; {told}", soft_wrap=True, markup=False)
 
 
-def _written_recipe(workspace: Workspace, model: str, data: Path, trainer: str, name: str | None) -> Path:
-    """A recipe for a base model and a folder in the workspace; one that is there and says the same is taken."""
+def _written_recipe(workspace: Workspace, model: str, data: Path, trainer: str, name: str | None) -> tuple[Path, bool]:
+    """A recipe for a base model and a folder in the workspace, and whether it was written now: one that is there and says
+    the same is taken."""
     from lorapod import recipe as recipes
     from lorapod.files import write_text_whole
 
@@ -160,7 +168,7 @@ def _written_recipe(workspace: Workspace, model: str, data: Path, trainer: str, 
         path = workspace.root / "recipes" / (f"{stem}.toml" if number == 1 else f"{stem}-{number}.toml")
         if not path.exists():
             write_text_whole(path, text)
-            return path
+            return path, True
         if path.read_text(encoding="utf-8", errors="replace") == text:
-            return path
+            return path, False
         number += 1

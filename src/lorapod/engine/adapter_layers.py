@@ -14,11 +14,14 @@ Not covered: convolutions, Tucker factors, constraint and rescaling of OFT, DoRA
 
 from __future__ import annotations
 
+from types import MethodType
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lorapod.engine.quantised import QuantisedLinear, frozen_linear
+from lorapod.engine.quantised import QuantisedLinear, frozen_linear, in_type_of
 from lorapod.recipe.choices import AdapterKind
 
 PARTS = {
@@ -129,12 +132,22 @@ class OftLayer(nn.Module):  # type: ignore[misc]
         if self._disable_adapters:
             return self.base_layer(x)
         plain = without_bias(self.base_layer, x)  # (…, o)
-        with torch.autocast(x.device.type, enabled=False):
-            turning = rotations(self.oft_blocks.float())
-            blocks = plain.float().unflatten(-1, turning.shape[:2])  # (…, n, b)
-            turned = torch.einsum("knm,...kn->...km", turning, blocks).flatten(-2).to(plain.dtype)
+        turning = rotations(self.oft_blocks.float())
+        blocks = plain.float().unflatten(-1, turning.shape[:2])  # (…, n, b)
+        turned = torch.einsum("knm,...kn->...km", turning, blocks).flatten(-2).to(plain.dtype)
         bias = self.base_layer.bias
         return turned if bias is None else turned + bias
+
+
+def compute_in_type_of_layer(adapter: nn.Module) -> None:
+    """Makes an adapter of peft, whose weights are in float32, compute in the type of its layer."""
+    plain = adapter.forward
+
+    def forward(self: nn.Module, x: Tensor, *given: Any, **named: Any) -> Any:
+        with in_type_of(self.base_layer, x.device):
+            return plain(x, *given, **named)
+
+    adapter.forward = MethodType(forward, adapter)
 
 
 class FileLayer(nn.Module):  # type: ignore[misc]

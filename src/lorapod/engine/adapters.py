@@ -20,7 +20,7 @@ from peft.tuners.lycoris_utils import LycorisLayer
 from torch import Tensor, nn
 
 from lorapod.engine.adapter_files import ENCODERS, read_adapter, replace_layer, tensor_names
-from lorapod.engine.adapter_layers import OftLayer, Parts, kind_of, scale_of
+from lorapod.engine.adapter_layers import OftLayer, Parts, compute_in_type_of_layer, kind_of, scale_of
 from lorapod.engine.families import Family
 from lorapod.engine.fused_lora import FusedLinear
 from lorapod.errors import AdapterError
@@ -62,6 +62,9 @@ def add_adapter(
             replace_layer(denoiser, name, OftLayer(denoiser.get_submodule(name), section.rank))
     else:
         denoiser.add_adapter(_config(section, alpha, "|".join(map(re.escape, names))), adapter_name=NAME)
+    for _, layer in layers_of(denoiser):
+        if isinstance(layer, LycorisLayer):
+            compute_in_type_of_layer(layer)
     for parameter in adapter_parameters(denoiser):
         parameter.data = parameter.data.to(device, torch.float32)
 

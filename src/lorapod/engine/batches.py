@@ -14,6 +14,7 @@ from lorapod.data import TrainItem, batches
 from lorapod.engine.controls import Control
 from lorapod.engine.families import Conditions, Expert, ShiftsByResolution, TakesPlacement
 from lorapod.engine.families.control import with_controls
+from lorapod.engine.families.shared import rows_of
 from lorapod.engine.job import Job
 from lorapod.engine.masks import weighed
 from lorapod.engine.noise import draw_levels, generator_for
@@ -48,12 +49,11 @@ class Batch:
 
     def part(self, places: Sequence[int]) -> Batch:
         """Some of its items."""
-        chosen = torch.tensor(places, device=self.latents.device)
         return replace(
             self,
-            latents=self.latents[chosen],
-            noise=self.noise[chosen],
-            noise_level=self.noise_level[chosen],
+            latents=rows_of(self.latents, places),
+            noise=rows_of(self.noise, places),
+            noise_level=rows_of(self.noise_level, places),
             items=[self.items[i] for i in places],
             texts=[self.texts[i] for i in places],
             weights=tuple(self.weights[i] for i in places) if self.weights else (),

@@ -20,7 +20,7 @@ from peft.tuners import lora
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lorapod.engine.quantised import QuantisedLinear, widened
+from lorapod.engine.quantised import QuantisedLinear, in_type_of, type_of, widened
 
 
 class FusedLora(torch.autograd.Function):  # type: ignore[misc]
@@ -72,25 +72,17 @@ class FusedLinear(lora.Linear):  # type: ignore[misc]
 
     def forward(self, x: Tensor, *given: Any, **named: Any) -> Tensor:
         if given or named or not self._is_plain():
-            return super().forward(x, *given, **named)
-        device = x.device.type
-        if not torch.is_autocast_enabled(device):
-            return self._fused(x, self.base_layer.dtype if self._quantised() else self.base_layer.weight.dtype)
-        with torch.autocast(device, enabled=False):
-            return self._fused(x, torch.get_autocast_dtype(device))
-
-    def _fused(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+            with in_type_of(self.base_layer, x.device):
+                return super().forward(x, *given, **named)
         name, base = self.active_adapters[0], self.base_layer
-        held = (base.values, base.scales) if self._quantised() else (base.weight.to(dtype), None)
+        dtype = type_of(base)
+        held = (base.values, base.scales) if isinstance(base, QuantisedLinear) else (base.weight, None)
         shape = (base.out_features, base.in_features)
         bias = None if base.bias is None else base.bias.to(dtype)
         parts = self.lora_A[name].weight, self.lora_B[name].weight
         rows = x.reshape(-1, x.shape[-1]).to(dtype)
         y = FusedLora.apply(rows, *held, shape, bias, *parts, self.scaling[name])
         return y.view(*x.shape[:-1], y.shape[-1])
-
-    def _quantised(self) -> bool:
-        return isinstance(self.base_layer, QuantisedLinear)
 
     def _is_plain(self) -> bool:
         """Whether the layer is W x + scale B A x and nothing else."""

@@ -61,11 +61,10 @@ class Previews:
 
     @contextmanager
     def drawing(self, denoiser: nn.Module) -> Iterator[None]:
-        """Inside the block the denoiser draws: without dropout, in the job's precision."""
-        job, was_training = self.job, denoiser.training
+        """Inside the block the denoiser draws: without dropout."""
+        was_training = denoiser.training
         denoiser.eval()
-        with torch.autocast(job.device.type, job.dtype, enabled=job.dtype is not torch.float32):
-            yield
+        yield
         denoiser.train(was_training)
 
     @torch.no_grad()

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -78,7 +79,7 @@ def quantise(weight: Tensor, kind: Quantization) -> Codes:
         raise ValueError(f"{kind} of {shape}")
     blocks = wide.reshape(-1, BLOCK)
     scales = _scales(blocks, 1.0)
-    levels = torch.tensor(_LEVELS, device=wide.device)
+    levels = _levels(wide.device)
     between = (levels[1:] + levels[:-1]) / 2
     nearest = torch.bucketize((blocks / scales).flatten(), between).to(torch.uint8)
     return Codes(nearest[::2] << 4 | nearest[1::2], scales, shape)
@@ -90,12 +91,17 @@ def _scales(rows: Tensor, most: float) -> Tensor:
     return torch.where(largest > 0, largest / most, torch.ones_like(largest))
 
 
+@cache
+def _levels(device: torch.device) -> Tensor:
+    """(16,); made once, since bringing numbers to a GPU waits for it."""
+    return torch.tensor(_LEVELS, device=device)
+
+
 def widened(values: Tensor, scales: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
     """The weight (o, i) that codes stand for, in `dtype`."""
     if values.dtype is torch.uint8:
-        levels = torch.tensor(_LEVELS, device=values.device, dtype=torch.float32)
         both = torch.stack([values >> 4, values & 15], dim=1).flatten()
-        return (levels[both.long()].view(-1, BLOCK) * scales).to(dtype).view(shape)
+        return (_levels(values.device)[both.long()].view(-1, BLOCK) * scales).to(dtype).view(shape)
     return (values.to(torch.float32) * scales).to(dtype)
 
 
@@ -146,11 +152,22 @@ def may_be_quantised(layer: nn.Module) -> bool:
 
 
 def frozen_linear(x: Tensor, layer: nn.Linear, bias: Tensor | None) -> Tensor:
-    """W x + bias for a quantised layer, in autocast's type where it is on."""
-    dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else layer.dtype
-    given = None if bias is None else bias.to(dtype)
+    """W x + bias for a quantised layer."""
+    given = None if bias is None else bias.to(layer.dtype)
     shape = (layer.out_features, layer.in_features)
-    return _Frozen.apply(x.to(dtype), layer.values, layer.scales, given, shape)
+    return _Frozen.apply(x.to(layer.dtype), layer.values, layer.scales, given, shape)
+
+
+def type_of(layer: nn.Linear) -> torch.dtype:
+    """The type that a linear layer computes in."""
+    dtype: torch.dtype = layer.dtype if isinstance(layer, QuantisedLinear) else layer.weight.dtype
+    return dtype
+
+
+def in_type_of(layer: nn.Linear, device: torch.device) -> torch.autocast:
+    """Inside this context an adapter's float32 weights compute in the type of the layer that it is on."""
+    dtype = type_of(layer)
+    return torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)
 
 
 class _Frozen(torch.autograd.Function):  # type: ignore[misc]

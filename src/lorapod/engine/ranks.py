@@ -179,7 +179,8 @@ class Ranks:
         device = parameters[0].device
         parts = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
         order = self._gathered & _ORDER
-        ends = torch.stack([*losses, *torch.tensor([stop, order], dtype=losses[0].dtype, device=device)])
+        said = [torch.full((), float(value), dtype=losses[0].dtype, device=device) for value in (stop, order)]
+        ends = torch.stack([*losses, *said])
         flat = self.summed(torch.cat([*(part.flatten() for part in parts), ends]))
         place = 0
         for parameter, part in zip(parameters, parts, strict=True):

@@ -46,7 +46,7 @@ def weighted_loss(job: Job, denoiser: nn.Module, batch: Batch, in_step: bool = F
     if training.min_snr_gamma and isinstance(job.family, WeighsBySnr):
         losses = losses * job.family.min_snr_weight(level, training.min_snr_gamma)
     if batch.weights:
-        losses = losses * torch.tensor(batch.weights, device=losses.device)
+        losses = torch.stack([loss * weight for loss, weight in zip(losses, batch.weights, strict=True)])
     return losses.mean()
 
 
@@ -57,9 +57,10 @@ def preserved_target(job: Job, denoiser: nn.Module, batch: Batch, target: Tensor
         said = answer_to(job, denoiser, batch.part(batch.preserved or (0,))).predicted
     if not batch.preserved:
         return target
-    target = target.clone()
-    target[list(batch.preserved)] = said.to(target.dtype)
-    return target
+    rows = list(target)
+    for place, row in zip(batch.preserved, said, strict=True):
+        rows[place] = row.to(target.dtype)
+    return torch.stack(rows)
 
 
 def optimizer_step(

@@ -46,7 +46,7 @@ class Source(Protocol):
         """Begins to bring a block's weights to the device; with them comes what `arrive` waits for."""
 
     def arrive(self, values: dict[Place, Tensor], coming: Any) -> None:
-        """Makes what is computed next wait until they are there."""
+        """Makes what is computed next wait until they are there; they may not be let go of before."""
 
     def let_go(self) -> None:
         """Frees what is held beside the parameters themselves."""
@@ -70,17 +70,18 @@ class OnHost:
         places = self.blocks[number]
         if self.stream is None:
             return {place: parameter.data.clone() for place, parameter in places.items()}, None
+        # Their memory is of the stream that computes, which takes that of earlier blocks again in its own order: were it
+        # of the other one, the CPU, which is ahead of both, would find none of it free yet and take ever more.
+        values = {place: torch.empty_like(each.data, device=self.device) for place, each in places.items()}
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.stream):
-            values = {place: each.data.to(self.device, non_blocking=True) for place, each in places.items()}
+            for place, value in values.items():
+                value.copy_(places[place].data, non_blocking=True)
             return values, self.stream.record_event()
 
     def arrive(self, values: dict[Place, Tensor], coming: Any) -> None:
-        if coming is None:
-            return
-        current = torch.cuda.current_stream(self.device)
-        current.wait_event(coming)
-        for value in values.values():
-            value.record_stream(current)
+        if coming is not None:
+            torch.cuda.current_stream(self.device).wait_event(coming)
 
     def let_go(self) -> None:
         pass

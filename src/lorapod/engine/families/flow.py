@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lorapod.engine.families.base import Conditions, PreviewRequest
 from lorapod.engine.families.control import alike, controls_of
-from lorapod.engine.families.shared import Answers
+from lorapod.engine.families.shared import Answers, rows_of
 from lorapod.engine.losses import Answer, weight_of
 from lorapod.models import BaseModel
 from lorapod.models.noise_shift import resolution_shift
@@ -128,22 +128,21 @@ class SeesTokens(LearnsVelocity):
 
         Items whose control pictures differ in number or size go through the denoiser apart.
         """
-        velocity = torch.empty(noisy.shape, device=noisy.device)
-        groups = alike(items)
-        for places in groups:
+        rows: dict[int, Tensor] = {}
+        for places in alike(items):
             chosen = [items[i] for i in places]
             said = self.velocity_beside(
                 denoiser,
-                noisy[places],
-                noise_level[places],
+                rows_of(noisy, places),
+                rows_of(noise_level, places),
                 [torch.stack(row).to(noisy) for row in zip(*map(controls_of, chosen), strict=True)],
                 [texts[i] for i in places],
                 guidance,
             )
-            if len(groups) == 1:
+            if len(places) == len(items):
                 return said
-            velocity[places] = said
-        return velocity
+            rows |= zip(places, said, strict=True)
+        return torch.stack([rows[i] for i in range(len(items))])
 
     def velocity_beside(
         self,

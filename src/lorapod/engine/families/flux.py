@@ -129,7 +129,7 @@ class Flux(OfDiffusers, WithAutoencoder, SeesTokens):
             pooled_projections=torch.stack([text["pooled"] for text in texts]).to(device, dtype),
             encoder_hidden_states=captions,
             txt_ids=torch.zeros(captions.shape[1], 3, device=device, dtype=dtype),
-            img_ids=torch.cat([_positions(i, each) for i, each in enumerate(pictures)]).to(device, dtype),
+            img_ids=torch.cat([_positions(i, each) for i, each in enumerate(pictures)]).to(dtype),
             return_dict=False,
         )[0]
         return unpacked(predicted[:, : tokens_of(height, width)].float(), height, width)
@@ -159,10 +159,11 @@ class FluxKontext(Flux):
 def _positions(number: int, latents: Tensor) -> Tensor:
     """Where each token of latents (..., h, w) is, (n, 3): 0 of what is drawn and 1 of its control picture, row, column."""
     rows, columns = latents.shape[-2] // SIDE, latents.shape[-1] // SIDE
-    places = torch.zeros(rows, columns, 3)
+    device = latents.device
+    places = torch.zeros(rows, columns, 3, device=device)
     places[..., 0] = number
-    places[..., 1] = torch.arange(rows)[:, None]
-    places[..., 2] = torch.arange(columns)[None, :]
+    places[..., 1] = torch.arange(rows, device=device)[:, None]
+    places[..., 2] = torch.arange(columns, device=device)[None, :]
     return places.reshape(rows * columns, 3)
 
 

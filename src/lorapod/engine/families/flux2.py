@@ -201,14 +201,14 @@ class Flux2(OfDiffusers, SeesTokens):
         pictures = [noisy, *controls]
         captions = torch.stack([text["tokens"] for text in texts]).to(device, dtype)
         words = torch.zeros(captions.shape[1], 4, device=device)
-        words[:, 3] = torch.arange(captions.shape[1])
+        words[:, 3] = torch.arange(captions.shape[1], device=device)
         predicted = denoiser(
             hidden_states=torch.cat([packed(each, self.side) for each in pictures], dim=1).to(dtype),
             timestep=noise_level,
             guidance=None,
             encoder_hidden_states=captions,
             txt_ids=words,
-            img_ids=torch.cat([_positions(APART * i, each) for i, each in enumerate(pictures)]).to(device),
+            img_ids=torch.cat([_positions(APART * i, each) for i, each in enumerate(pictures)]),
             return_dict=False,
         )[0]
         return unpacked(predicted[:, : tokens_of(height, width, self.side)].float(), height, width, self.side)
@@ -252,10 +252,11 @@ def _statistics(vae: nn.Module) -> tuple[Tensor, Tensor]:
 def _positions(number: int, latents: Tensor) -> Tensor:
     """Where each token of latents (..., h, w) is, (h * w, 4): the picture that it is of, row, column, zero."""
     rows, columns = latents.shape[-2:]
-    places = torch.zeros(rows, columns, 4)
+    device = latents.device
+    places = torch.zeros(rows, columns, 4, device=device)
     places[..., 0] = number
-    places[..., 1] = torch.arange(rows)[:, None]
-    places[..., 2] = torch.arange(columns)[None, :]
+    places[..., 1] = torch.arange(rows, device=device)[:, None]
+    places[..., 2] = torch.arange(columns, device=device)[None, :]
     return places.reshape(rows * columns, 4)
 
 

@@ -164,7 +164,9 @@ class QwenImage(OfDiffusers, SeesTokens):
         lengths = [len(caption) for caption in captions]
         mask = None
         if len(set(lengths)) > 1:
-            mask = (torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]).long().to(device)  # (b, l)
+            mask = torch.zeros(len(lengths), max(lengths), dtype=torch.long, device=device)
+            for row, length in zip(mask, lengths, strict=True):
+                row[:length] = 1
         predicted = denoiser(
             hidden_states=torch.cat([packed(each) for each in pictures], dim=1).to(dtype),
             timestep=noise_level,

@@ -224,9 +224,7 @@ class SDXL(OfDiffusers, WithAutoencoder, Answers):
         share = self._alphas(timestep).view(-1, 1, 1, 1, 1)
         noisy = share.sqrt() * latents + (1 - share).sqrt() * noise
         target = share.sqrt() * noise - (1 - share).sqrt() * latents if self.predicts_v else noise
-        height, width = (side * FACTOR for side in latents.shape[-2:])
-        whole = torch.tensor([height, width, 0, 0, height, width], device=latents.device)
-        time_ids = torch.stack([item.get("time_ids", whole) for item in items])
+        time_ids = torch.stack([item["time_ids"] if "time_ids" in item else _uncropped(latents) for item in items])
         predicted = self.predict(denoiser, noisy[:, :, 0], timestep, time_ids, texts)[:, :, None]
         return Answer(predicted, target, weight_of(items, latents))
 
@@ -289,6 +287,12 @@ class SDXL(OfDiffusers, WithAutoencoder, Answers):
                 predicted = predicted[:1] + request.guidance * (predicted[1:] - predicted[:1])
             latents = scheduler.step(predicted, timestep, latents, **extra, return_dict=False)[0]
         return latents[0][:, None].float()  # (4, 1, h, w)
+
+
+def _uncropped(latents: Tensor) -> Tensor:
+    """The sizes and the crop (6,) of a picture with latents (..., h, w) that is neither scaled nor cropped."""
+    height, width = (side * FACTOR for side in latents.shape[-2:])
+    return torch.tensor([height, width, 0, 0, height, width])
 
 
 FAMILY = SDXL

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +15,11 @@ from lorapod.engine.weights import Naming, empty, load_diffusers
 from lorapod.errors import RequestError
 from lorapod.models import BaseModel
 from lorapod.recipe.choices import Targets
+
+
+def rows_of(values: Tensor, places: Sequence[int]) -> Tensor:
+    """Some rows of (b, …) by number, without bringing the numbers to a GPU, which waits for it."""
+    return values if list(places) == list(range(len(values))) else torch.stack([values[place] for place in places])
 
 
 class Answers:

@@ -13,13 +13,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lorapod.engine.blocks import FULLY, Keeping
 from lorapod.engine.families import wan_names
 from lorapod.engine.families.base import Conditions, Expert, PreviewRequest
 from lorapod.engine.families.flow import noise_to_signal, noised
@@ -243,18 +241,6 @@ class Wan(OfDiffusers, Answers):
     def denoiser_naming(self, config: Mapping[str, Any]) -> Naming:
         return wan_names.TRANSFORMER
 
-    def load_denoiser(
-        self,
-        base: BaseModel,
-        expert: Expert,
-        device: torch.device,
-        dtype: torch.dtype,
-        keeping: Keeping = FULLY,
-    ) -> nn.Module:
-        denoiser = super().load_denoiser(base, expert, device, dtype, keeping)
-        _keep_exact(denoiser.condition_embedder.time_embedder)
-        return denoiser
-
     def velocity(
         self,
         denoiser: nn.Module,
@@ -394,17 +380,6 @@ class Wan(OfDiffusers, Answers):
             return True
         boundary = self.experts[0].lowest * 1000
         return timestep >= boundary if expert == self.experts[0] else timestep < boundary
-
-
-def _keep_exact(module: nn.Module) -> None:
-    """Computes a module in its own type inside autocast too: diffusers keeps the time embedding in float32."""
-    plain = module.forward
-
-    def forward(self: nn.Module, *given: Any, **named: Any) -> Any:
-        with torch.autocast(next(self.parameters()).device.type, enabled=False):
-            return plain(*given, **named)
-
-    module.forward = MethodType(forward, module)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
