@@ -64,6 +64,13 @@ def test_help_does_not_import_torch_and_names_every_command() -> None:
         assert f"  {command} " in shown
 
 
+@pytest.mark.parametrize("wanted", [["--workspace", "{}"], ["--workspace={}", "--debug"]])
+def test_the_options_of_all_commands_may_stand_after_the_command(tmp_path: Path, wanted: list[str]) -> None:
+    words = ["runs", "list", *(word.format(tmp_path / "elsewhere") for word in wanted)]
+    ended = subprocess.run([sys.executable, "-m", "lorapod", *words], capture_output=True, text=True, check=True)
+    assert str(tmp_path / "elsewhere") in ended.stdout
+
+
 def test_from_a_folder_of_pictures_to_a_lora_and_a_grid(
     lorapod: Callable[..., subprocess.CompletedProcess[str]], recipe_file: Callable[..., Path], workspace: Path
 ) -> None:
