@@ -86,6 +86,9 @@ def test_from_a_folder_of_pictures_to_a_lora_and_a_grid(
     assert (row["status"], row["step"], row["total"]) == ("done", 3, 3)
     inspected = lorapod("lora", "inspect", lora)
     assert inspected.returncode == 0 and "zorb" in inspected.stdout
+    smaller = lorapod("lora", "resize", lora, "--rank", "1")
+    assert smaller.returncode == 0 and lora.with_name("zorb-rank1.safetensors").is_file()
+    assert lorapod("lora", "inspect", "zorb").stdout == inspected.stdout  # what the run wrote, not what was made of it
     grid = lorapod("sample", "zorb", "--strength", "0", "--strength", "1")
     assert grid.returncode == 0, grid.stderr
     assert "2 of 2 strengths" in grid.stderr
