@@ -64,6 +64,13 @@ def test_help_does_not_import_torch_and_names_every_command() -> None:
         assert f"  {command} " in shown
 
 
+@pytest.mark.parametrize("wanted", [["--workspace", "{}"], ["--workspace={}", "--debug"]])
+def test_the_options_of_all_commands_may_stand_after_the_command(tmp_path: Path, wanted: list[str]) -> None:
+    words = ["runs", "list", *(word.format(tmp_path / "elsewhere") for word in wanted)]
+    ended = subprocess.run([sys.executable, "-m", "lorapod", *words], capture_output=True, text=True, check=True)
+    assert str(tmp_path / "elsewhere") in ended.stdout
+
+
 def test_from_a_folder_of_pictures_to_a_lora_and_a_grid(
     lorapod: Callable[..., subprocess.CompletedProcess[str]], recipe_file: Callable[..., Path], workspace: Path
 ) -> None:
@@ -79,6 +86,9 @@ def test_from_a_folder_of_pictures_to_a_lora_and_a_grid(
     assert (row["status"], row["step"], row["total"]) == ("done", 3, 3)
     inspected = lorapod("lora", "inspect", lora)
     assert inspected.returncode == 0 and "zorb" in inspected.stdout
+    smaller = lorapod("lora", "resize", lora, "--rank", "1")
+    assert smaller.returncode == 0 and lora.with_name("zorb-rank1.safetensors").is_file()
+    assert lorapod("lora", "inspect", "zorb").stdout == inspected.stdout  # what the run wrote, not what was made of it
     grid = lorapod("sample", "zorb", "--strength", "0", "--strength", "1")
     assert grid.returncode == 0, grid.stderr
     assert "2 of 2 strengths" in grid.stderr

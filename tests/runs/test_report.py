@@ -278,10 +278,11 @@ def test_the_verdict_and_warnings_come_before_pictures_and_curves(write: Write, 
     (tmp_path / "lora").mkdir()
     (tmp_path / "lora/a.safetensors").write_bytes(b"x")
     lora = {"type": "lora", "step": 2, "path": "lora/a.safetensors", "format": "comfyui"}
-    text = text_of(
-        write(step(1), step(2), preview(tmp_path, 0), lora, {"type": "warning", "message": "Odd thing"}, DONE)
-    )
-    places = [text.index(each) for each in ("The LoRA", "Odd thing", "Previews", "Training loss")]
+    warning = {"type": "warning", "message": "Odd `x<y` thing"}
+    page = write(step(1), step(2), preview(tmp_path, 0), lora, warning, DONE)
+    assert "Odd <code>x&lt;y</code> thing" in page
+    text = text_of(page)
+    places = [text.index(each) for each in ("The LoRA", "Odd x<y thing", "Previews", "Training loss")]
     assert places == sorted(places)
 
 

@@ -405,3 +405,19 @@ def test_a_session_file_that_cannot_be_read_is_left_as_it_is(tmp_path: Path, tex
     with pytest.raises(RequestError, match="cannot be read"):
         kept_in(Workspace(tmp_path))
     assert (tmp_path / "start.toml").read_text(encoding="latin-1") == text
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('modle = "demo"', "Did you mean `model`?"),
+        ('data = "pictures"', "`data`: it must be a list in brackets"),
+        ("size = -3", "`size`: it must be greater than or equal to 64"),
+        ("size = ", "cannot be read"),
+    ],
+)
+def test_a_wrong_file_of_answers_is_told_in_words(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "answers.toml").write_text(text)
+    with pytest.raises(RequestError) as refused:
+        read_answers(tmp_path / "answers.toml")
+    assert said in str(refused.value)

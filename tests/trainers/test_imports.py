@@ -350,6 +350,16 @@ def test_kohyas_numbered_folders_need_no_dataset_file(tmp_path: Path) -> None:
     assert {note.key: note.fate for note in imported.notes}["lr_scheduler"] is Fate.CHANGED
 
 
+def test_kohyas_prodigy_leaves_the_text_encoders_alone(tmp_path: Path) -> None:
+    prodigy = {"optimizer_type": "Prodigy", "learning_rate": 1.0, "text_encoder_lr": 1.0, "train_data_dir": "/data/img"}
+    imported = import_files([put(tmp_path / "config.toml", {**KOHYA, **prodigy})])
+    recipe = loaded(imported, tmp_path / "r.toml")
+    assert (
+        recipe.optimizer.kind.value == "prodigy" and not recipe.adapter.text_encoders
+    )  # the builtin trainer refuses both
+    assert {note.key: note.fate for note in imported.notes}["text_encoder_lr"] is Fate.LEFT
+
+
 def test_kohyas_gui_says_the_same_in_other_words(tmp_path: Path) -> None:
     gui = {
         "LoRA_type": "Standard", "pretrained_model_name_or_path": "/m/sd_xl_base_1.0.safetensors", "epoch": 36, "sdxl": True,

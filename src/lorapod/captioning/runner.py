@@ -532,7 +532,7 @@ class _Bug(LorapodError):
         super().__init__(
             "Captioning ended in a bug",
             f"{type(error).__name__}: {error}",
-            "What was captioned is kept. Run the same command with --debug right after `lorapod`, and report it.",
+            "What was captioned is kept. Run the same command with --debug, and report it.",
         )
         self.__cause__ = error
 

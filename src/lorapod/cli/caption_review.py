@@ -80,7 +80,10 @@ class Screen:
             typer.echo(f"Not shown: {shown(each)}", err=True)
         changed = sum(len(each) for each in self.review.done)
         seen = len(self.review.kept)
-        typer.echo(f"\n{seen} of {len(self.review.items)} kept, {changed} captions changed. They are on disk.")
+        typer.echo(
+            f"\n{seen} of {len(self.review.items)} kept, {changed} captions changed"
+            + (", and on disk." if changed else ".")
+        )
 
     def show(self) -> None:
         """Draws the screen."""

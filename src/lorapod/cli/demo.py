@@ -27,7 +27,7 @@ def demo(
     unpack(folder)
     recipe = recipes.load(folder / "recipe.toml", [f"training.steps={steps}"] if steps else [])
     console.print(
-        f"The demo teaches a tiny base model a character that it does not know. Everything is in {folder}",
+        f"The demo teaches a tiny base model a character that it does not know. Its pictures and its recipe are in {folder}",
         markup=False,
         soft_wrap=True,
     )

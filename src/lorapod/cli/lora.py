@@ -16,6 +16,7 @@ from lorapod.recipe.choices import LoraFormat
 
 if TYPE_CHECKING:
     from lorapod.lora_file import LoraInfo
+    from lorapod.workspace import Workspace
 
 app = typer.Typer(
     help="Look into LoRA files, convert, shrink, merge and compare them.",
@@ -54,8 +55,14 @@ def _group() -> None:
 
 @app.command()
 def inspect(
+    context: typer.Context,
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="A LoRA file (.safetensors), from any trainer.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="A LoRA file (.safetensors), from any trainer, or a run (id, name or folder).",
+            show_default=False,
+        ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON, for programs.")] = False,
     keys: Annotated[bool, typer.Option("--keys", help="List every adapted layer too.")] = False,
@@ -63,7 +70,7 @@ def inspect(
     """Show what a LoRA file is for, how it was trained, and how much it changes each block."""
     from lorapod.lora_file import inspect as inspect_file  # numpy is slow to import and not needed for --help
 
-    info = inspect_file(file)
+    info = inspect_file(_newest_of_run(file, context.obj))
     if as_json:
         typer.echo(json.dumps(info.to_json(), ensure_ascii=False, indent=2))
         return
@@ -163,7 +170,8 @@ def merge(
 
 @app.command()
 def compare(
-    one: Annotated[Path, typer.Argument(metavar="ONE", help="A LoRA file.", show_default=False)],
+    context: typer.Context,
+    one: Annotated[Path, typer.Argument(metavar="ONE", help="A LoRA file, or a run.", show_default=False)],
     other: Annotated[
         Path, typer.Argument(metavar="OTHER", help="Another, of the same base model.", show_default=False)
     ],
@@ -175,6 +183,7 @@ def compare(
 
     from lorapod import lora_convert, lora_math
 
+    one, other = (_newest_of_run(each, context.obj) for each in (one, other))
     first, second = lora_convert.read(one, family), lora_convert.read(other, family)
     rows = lora_math.compare(first, second)
     if as_json:
@@ -198,6 +207,21 @@ def compare(
     console = table_console()
     console.print(table)
     console.print(table_of_layers)
+
+
+def _newest_of_run(named: Path, workspace: Workspace | None) -> Path:
+    """The file, or the newest LoRA of the run that is called so."""
+    from lorapod.errors import RunError
+    from lorapod.runs import find_run
+    from lorapod.runs.sampling import newest_lora
+
+    if named.is_file() or named.suffix == ".safetensors" or workspace is None:
+        return named
+    try:
+        run = find_run(str(named), workspace)
+    except RunError:
+        return named  # what is said of a file that is not there fits better
+    return newest_lora(run)
 
 
 def _refuse_to_overwrite(target: Path) -> None:

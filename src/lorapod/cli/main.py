@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import os
 import sys
 from importlib import import_module
@@ -106,11 +107,26 @@ def show_error(error: LorapodError) -> None:
             typer.echo(part, err=True)
 
 
+def _general_first(words: list[str]) -> list[str]:
+    """The words of the command line with the options of all commands before the command, wherever they were written."""
+    general, rest, left = [], [], iter(words)
+    for word in left:
+        if word == "--workspace":
+            general += [word, *itertools.islice(left, 1)]
+        elif word == "--debug" or word.startswith("--workspace="):
+            general.append(word)
+        elif word == "--":
+            rest += [word, *left]
+        else:
+            rest.append(word)
+    return general + rest
+
+
 def run() -> None:
     """Entry point of the command `lorapod`."""
     debug = "--debug" in sys.argv
     try:
-        app(prog_name="lorapod")
+        app(_general_first(sys.argv[1:]), prog_name="lorapod")
     except LorapodError as error:
         if debug:
             raise
@@ -120,7 +136,7 @@ def run() -> None:
         if debug:
             raise
         typer.secho(f"error: lorapod has a bug: {type(error).__name__}: {error}", fg="red", bold=True, err=True)
-        typer.echo("Run the same command with --debug right after `lorapod` to see where, and report it.", err=True)
+        typer.echo("Run the same command with --debug to see where, and report it.", err=True)
         sys.exit(1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -74,7 +75,7 @@ def new_command(
         typer.echo(text, nl=False)
         return
     write_text_whole(out, text)
-    typer.echo(f"Wrote {out}. Next: look through it, then `lorapod train {out}`.")
+    typer.echo(f"Wrote {out}. Next: look through it, then `lorapod train {shlex.quote(str(out))}`.")
 
 
 def _items_in(folder: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -240,7 +241,7 @@ def _train(session: Session, ask: Asker, console: Console, *, bars: bool, may_as
     if changed:
         path = write_recipe(session)
         recipe = checked_recipe(session, path)
-    again = f"lorapod train {path}"
+    again = f"lorapod train {shlex.quote(str(path))}"
     console.print(f"Recipe: {path}", markup=False, soft_wrap=True)
     run = start_run(recipe, session.facts.workspace)
     session.keep(run.id)

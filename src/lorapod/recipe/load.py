@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import difflib
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -92,9 +93,18 @@ def _read(path: Path) -> str:
 
 
 def _nearby_recipes(folder: Path) -> str:
-    recipes = sorted(file.name for file in folder.glob("*.toml"))[:8] if folder.is_dir() else []
+    files = sorted(folder.glob("*.toml")) if folder.is_dir() else []
+    recipes = list(itertools.islice((file.name for file in files if _looks_like_one(file)), 8))
     new = "`lorapod recipe new` writes one."
     return f"Recipes there: {', '.join(recipes)}; {new}" if recipes else f"Give the path of a recipe; {new}"
+
+
+def _looks_like_one(file: Path) -> bool:
+    """Whether a TOML file is likely a recipe, and not the settings of some other program."""
+    try:
+        return file.stat().st_size <= _LARGEST_FILE and b"base_model" in file.read_bytes()
+    except OSError:
+        return False
 
 
 def _parse(text: str, name: str, locations: Locations) -> dict[str, Any]:

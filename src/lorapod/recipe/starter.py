@@ -147,5 +147,9 @@ def _text(recipe: Recipe, data: Path, model: str, why_steps: str, control: Path 
         "[previews]",
         "prompts = []  # what to draw while training; empty: your first captions",
         f"every = {recipe.previews.every}  # steps between previews; 0: only before and after training",
+        "",
+        "[saving]",
+        f"lora_every = {recipe.saving.lora_every or recipe.saving.checkpoint_every}  # steps between LoRA files, for the "
+        "best may be an earlier one; 0: only the last",
     ]
     return "\n".join(lines) + "\n"

@@ -16,6 +16,7 @@ from lorapod.files import refuse_to_overwrite
 from lorapod.lora_file import inspect
 from lorapod.recipe import Recipe
 from lorapod.runs.folder import RunFolder, find_run
+from lorapod.runs.journal import state_of
 from lorapod.trainers.base import Stage
 from lorapod.trainers.builtin import BuiltinTrainer
 from lorapod.workspace import Workspace
@@ -114,19 +115,20 @@ def _new_grid(lora: Path) -> Path:
 
 
 def newest_lora(run: RunFolder) -> Path:
-    """The last LoRA file that a run wrote.
+    """The last LoRA file that a run wrote; not what was made of one later and lies beside it.
 
     Raises:
         RunError: It has none yet.
     """
-    files = sorted(run.lora.glob("*.safetensors"), key=lambda p: p.stat().st_mtime_ns)
+    written = [run.path / path for _, path in state_of(run).newest_loras.values()]
+    files = [path for path in written if path.is_file()] or list(run.lora.glob("*.safetensors"))
     if not files:
         raise RunError(
             f"The run {run.id} has no LoRA file yet",
             "It writes one at the end, or every `saving.lora_every` steps.",
             "Wait, or look at the previews.",
         )
-    return files[-1]
+    return max(files, key=lambda path: path.stat().st_mtime_ns)
 
 
 def _recipe_of(file: Path, target: Path) -> Recipe:

@@ -48,7 +48,9 @@ def verdict_of(evaluations: Mapping[str, Points], loras: Sequence[tuple[int, str
     best_step, best = min(curve, key=lambda point: (point[1], point[0]))
     last_step, last = curve[-1]
     step, path = min(files, key=lambda file: (abs(_at(curve, file[0]) - best), -file[0]))
-    what = "the held-out loss" if len(evaluations) == 1 else f"the held-out loss of {len(evaluations)} datasets"
+    what = (
+        "the held-out loss" if len(evaluations) == 1 else f"the held-out loss of {len(evaluations)} datasets together"
+    )
     if best_step == 0:
         why = f"{what.capitalize()} never fell below that of the base model: it rose to {_percent(last)} of it. "
         return Verdict(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Any
 
@@ -93,19 +94,27 @@ def read_answers(path: Path) -> Answers:
     """
     try:
         raw: dict[str, Any] = tomlkit.parse(path.expanduser().read_text(encoding="utf-8")).unwrap()
-    except (OSError, ValueError) as error:
-        raise RequestError(f"The answers in {path} cannot be read", str(error), "Give a TOML file.") from error
+    except OSError as error:
+        raise RequestError(
+            f"The answers in {path} cannot be read", f"{error.strerror}.", "Give a TOML file with answers."
+        ) from error
+    except ValueError as error:
+        raise RequestError(f"The answers in {path} cannot be read", str(error), "Mend the TOML.") from error
     found = raw.get("answers", raw)
     try:
         answers = Answers.model_validate(found)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
         known = ", ".join(Answers.model_fields)
-        raise RequestError(
-            f"{path}: `{'.'.join(map(str, first['loc']))}`: {first['msg']}",
-            f"Answers are: {known}.",
-            "Change the file.",
-        ) from error
+        if first["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(key, Answers.model_fields, n=1)
+            meant = f"Did you mean `{near[0]}`?" if near else "Leave it out."
+            raise RequestError(
+                f"{path}: no question has the answer `{key}`", f"Answers are: {known}.", meant
+            ) from error
+        what = first["msg"].replace("Input should be", "it must be").replace("a valid list", "a list in brackets")
+        raise RequestError(f"{path}: `{key}`: {what}", "", "Change the file.") from error
     if answers.data:
         base = path.expanduser().absolute().parent
         demo = Path(DEMO_FOLDERS)

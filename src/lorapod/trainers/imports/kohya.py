@@ -165,6 +165,11 @@ def _text_encoders(recipe: dict[str, Any], given: Given, common: float) -> None:
             "lorapod trains the denoiser of this base model alone", "text_encoder_lr", "network_train_unet_only"
         )
         return
+    if recipe["optimizer"].get("kind") == "prodigy":  # which has one rate for all
+        put(recipe, "adapter.text_encoders", False)
+        given.take("network_train_unet_only")
+        given.leave("lorapod trains no text encoders with prodigy", "text_encoder_lr")
+        return
     adapted = (
         not given.take("network_train_unet_only") and not given.peek("cache_text_encoder_outputs") and rates[0] > 0
     )
