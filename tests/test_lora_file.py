@@ -13,7 +13,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from lorapod.errors import AdapterError
-from lorapod.lora_file import inspect, make_reproducible, metadata_for
+from lorapod.lora_file import inspect, make_reproducible
+from lorapod.lora_metadata import metadata_for
 from lorapod.recipe.schema import Recipe
 
 DOWN = np.random.default_rng(0).normal(size=(4, 24)).astype(np.float32)  # (r, i)

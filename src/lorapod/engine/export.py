@@ -16,7 +16,8 @@ from lorapod.engine.adapters import layers_of, parts_of, scale
 from lorapod.engine.families import Expert, Family, WeighsBySnr
 from lorapod.engine.storage import save_tensors
 from lorapod.files import written_whole
-from lorapod.lora_file import make_reproducible, metadata_for
+from lorapod.lora_file import make_reproducible
+from lorapod.lora_metadata import metadata_for
 from lorapod.lora_names import kohya
 from lorapod.models import BaseModel
 from lorapod.recipe import Recipe

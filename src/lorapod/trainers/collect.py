@@ -11,7 +11,8 @@ from pathlib import Path
 from lorapod import lora_convert
 from lorapod import recipe as recipes
 from lorapod.errors import AdapterError
-from lorapod.lora_file import inspect, make_reproducible, metadata_for
+from lorapod.lora_file import inspect, make_reproducible
+from lorapod.lora_metadata import metadata_for
 from lorapod.models import Entry
 from lorapod.recipe import Recipe
 from lorapod.recipe.choices import AdapterKind, LoraFormat
