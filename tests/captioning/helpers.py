@@ -12,7 +12,8 @@ from lorapod.captioning.base import Captioner
 from lorapod.captioning.cleaning import Judge
 from lorapod.captioning.items import Plan, plan_captions
 from lorapod.captioning.openai import OpenAICaptioner
-from lorapod.captioning.runner import Outcome, Runner
+from lorapod.captioning.runner import Runner
+from lorapod.captioning.tally import Outcome
 
 
 def colour_of(i: int) -> tuple[int, int, int]:

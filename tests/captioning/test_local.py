@@ -83,7 +83,7 @@ class _Anything:
         return ask(subject.path, most=4)  # type: ignore[attr-defined]
 
     def __call__(self, request: Ask, answer: Answer, repeats: int) -> object:
-        from lorapod.captioning.runner import Accepted
+        from lorapod.captioning.judging import Accepted
 
         return Accepted(f"caption of {request.path.stem}")
 

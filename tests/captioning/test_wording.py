@@ -10,7 +10,7 @@ import pytest
 from lorapod.captioning.base import Answer
 from lorapod.captioning.cleaning import Judge
 from lorapod.captioning.items import Subject
-from lorapod.captioning.runner import Accepted, AskAgain
+from lorapod.captioning.judging import Accepted, AskAgain
 from lorapod.captioning.wording import GOALS, Fault, Wish, ask_again, ask_for
 from lorapod.data.checks.tokens import TextLimit
 from lorapod.data.media_cache import FileId

@@ -21,7 +21,7 @@ from lorapod.captioning.faults import (
     without_opening,
 )
 from lorapod.captioning.items import Subject
-from lorapod.captioning.runner import Accepted, AskAgain, Verdict
+from lorapod.captioning.judging import Accepted, AskAgain, Verdict
 from lorapod.captioning.trigger import place_trigger
 from lorapod.captioning.wording import Fault, Wish, ask_again, ask_for
 from lorapod.captioning.wrapping import unwrapped

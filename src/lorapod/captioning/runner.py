@@ -18,13 +18,14 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 from lorapod.captioning.base import Answer, Ask, BusyError, Captioner, DeclinedError, ItemError
 from lorapod.captioning.items import Left, Plan, Subject, look_at
+from lorapod.captioning.judging import Accepted, Judging, Refused
 from lorapod.captioning.ledger import Fault, Ledgers, Write, alone_in, read_exactly
+from lorapod.captioning.tally import Outcome, Tally, Watch
 from lorapod.captioning.throttle import Budget, Throttle, back_off
 from lorapod.data.media_cache import MediaCache
 from lorapod.data.names import natural_key
@@ -47,122 +48,6 @@ _OPEN_FOR_EACH = 8
 
 _LOOKED_AT_ONCE = 32
 _RATE_OVER = 200
-
-
-@dataclass(frozen=True)
-class Accepted:
-    """The answer is good; `text` is the caption."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class AskAgain:
-    """The answer is no good; `ask` is a request that may do better."""
-
-    ask: Ask
-    reason: str
-
-
-@dataclass(frozen=True)
-class Refused:
-    """The answer is no good, and asking again won't help."""
-
-    reason: str
-
-
-Verdict = Accepted | AskAgain | Refused
-
-
-class Judging(Protocol):
-    """Builds the request for a caption, and judges its answers."""
-
-    def ask(self, subject: Subject) -> Ask:
-        """The request about an item, which was looked at."""
-        ...
-
-    def __call__(self, ask: Ask, answer: Answer, repeats: int) -> Verdict:
-        """What of an answer. `repeats` counts the answers to this request that were no good before. Reasons are sentences
-        without a full stop."""
-        ...
-
-
-@dataclass
-class Tally:
-    """How far a run is.
-
-    Attributes:
-        total: Items that are to be captioned in it.
-        written, failed, kept: Items that ended: with a caption, with a reason, or in the hands of the person meanwhile.
-        requests, busy: Requests answered, and those that the service failed at.
-        dollars: Spent, as far as prices are known.
-        at_once: Requests that may be out at present.
-        pause: Seconds that the service asked for, and that are left.
-        rate: Items a second of late; None before the first.
-    """
-
-    total: int
-    written: int = 0
-    failed: int = 0
-    kept: int = 0
-    requests: int = 0
-    busy: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    dollars: float = 0.0
-    is_priced: bool = False
-    at_once: int = 0
-    pause: float = 0.0
-    rate: float | None = None
-
-    @property
-    def done(self) -> int:
-        return self.written + self.failed + self.kept
-
-    @property
-    def seconds_left(self) -> float | None:
-        return (self.total - self.done) / self.rate if self.rate else None
-
-    @property
-    def dollars_left(self) -> float | None:
-        """What the rest is likely to cost."""
-        return self.dollars / self.done * (self.total - self.done) if self.is_priced and self.done else None
-
-
-class Watch(Protocol):
-    """Is told how far a run is."""
-
-    def changed(self, tally: Tally) -> None: ...
-
-    def wrote(self, path: Path, text: str) -> None: ...
-
-    def failed(self, left: Left) -> None: ...
-
-
-@dataclass
-class Outcome:
-    """How a run ended; lists are in natural order of paths.
-
-    Attributes:
-        run: Its name, as in the ledger.
-        written: Media whose captions were written.
-        kept: Media whose captions the person wrote or changed while the run was on.
-        failed: Media that end without a caption, with the reason. The next run lists and asks them again.
-        declined: Media that the same model refused in an earlier run; they were not asked again.
-        unfinished: Items that the run did not come to.
-        stopped: Why it ended early: `stop`, `budget` or `error`.
-        error: What ended it.
-    """
-
-    run: str
-    tally: Tally
-    written: list[Path] = field(default_factory=list)
-    kept: list[Path] = field(default_factory=list)
-    failed: list[Left] = field(default_factory=list)
-    declined: list[Left] = field(default_factory=list)
-    unfinished: int = 0
-    stopped: str = ""
-    error: LorapodError | None = None
 
 
 class Runner:

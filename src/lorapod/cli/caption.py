@@ -314,8 +314,8 @@ def recaptioner(name: str, options: Options, wish: Wish) -> Callable[[Item, str]
     """Asks a captioner about one item, with a note; a caption that is no good is asked for again, three times in all."""
     from lorapod.captioning.cleaning import Judge
     from lorapod.captioning.items import NEW_CAPTION_EXTENSION, Subject
+    from lorapod.captioning.judging import Accepted, AskAgain
     from lorapod.captioning.registry import create
-    from lorapod.captioning.runner import Accepted, AskAgain
     from lorapod.captioning.wishes import suited
     from lorapod.data.media_cache import FileId
     from lorapod.errors import LorapodError

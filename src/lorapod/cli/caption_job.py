@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from lorapod.captioning.base import Captioner
     from lorapod.captioning.cleaning import Judge
     from lorapod.captioning.items import Left, Plan, Subject
-    from lorapod.captioning.runner import Outcome, Runner
+    from lorapod.captioning.runner import Runner
+    from lorapod.captioning.tally import Outcome
     from lorapod.data import MediaCache
 
 _ESTIMATED_FROM = 32
@@ -125,7 +126,7 @@ class CaptionJob:
     async def _show(self, looked: Sequence[Subject]) -> None:
         """The prompt, and captions of three items that are really asked for."""
         from lorapod.captioning.base import BusyError, DeclinedError, ItemError
-        from lorapod.captioning.runner import Accepted
+        from lorapod.captioning.judging import Accepted
         from lorapod.cli.caption_view import money
 
         examples = evenly(looked, _EXAMPLES)

@@ -15,7 +15,7 @@ from lorapod.data.names import shown
 
 if TYPE_CHECKING:
     from lorapod.captioning.items import Left
-    from lorapod.captioning.runner import Tally
+    from lorapod.captioning.tally import Tally
 
 _PLAIN_SECONDS = 10.0
 _SHOWN_FAILURES = 20

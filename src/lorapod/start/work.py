@@ -27,7 +27,8 @@ from lorapod.start.steps import trainer_of
 
 if TYPE_CHECKING:
     from lorapod.captioning.items import Left
-    from lorapod.captioning.runner import Runner, Tally
+    from lorapod.captioning.runner import Runner
+    from lorapod.captioning.tally import Tally
     from lorapod.models.hub import RemoteFile
     from lorapod.models.plan import Plan
 
