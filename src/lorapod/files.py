@@ -66,6 +66,19 @@ def written_whole(path: Path, by_way_of: Path | None = None, mode: int = 0o644) 
         temporary.unlink(missing_ok=True)
 
 
+def make_writable(folder: Path) -> None:
+    """Makes a folder, where it is missing, and looks whether files can be made in it, before time goes into what they hold.
+
+    Raises:
+        DiskError: It cannot be made, or may only be read.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise disk_error(error, folder) from error
+
+
 def sync_folder(folder: Path) -> None:
     """Makes renames inside `folder` durable."""
     handle = os.open(folder, os.O_RDONLY)

@@ -63,6 +63,16 @@ def test_a_pull_gives_the_files_as_they_are_at_the_hub_and_asks_for_each_byte_on
     assert hub.sent_bytes == total(toy), "what is there was fetched again"
 
 
+def test_a_workspace_that_cannot_be_written_is_refused_before_the_hub_is_asked(
+    hub: FakeHub, toy: Repo, workspace: Workspace
+) -> None:
+    workspace.root.mkdir(parents=True, exist_ok=True)
+    workspace.models.write_text("a file in the place of the folder")
+    with pytest.raises(DiskError, match="models"):
+        pull(entry(), "builtin", workspace, None, QUICK)
+    assert not hub.requests
+
+
 def test_all_faults_at_once_end_with_right_files_and_hardly_a_byte_asked_twice(
     hub: FakeHub, workspace: Workspace
 ) -> None:

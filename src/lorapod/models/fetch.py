@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lorapod.errors import BaseModelError, FetchError
-from lorapod.files import disk_error, sha256_of, sync_folder
+from lorapod.files import disk_error, make_writable, sha256_of, sync_folder
 from lorapod.models.catalogue import Entry, Layout
 from lorapod.models.hub import RemoteFile, Sources, gated_error
 from lorapod.models.parts import Part, bytes_there, locked
@@ -68,9 +68,10 @@ def pull(
     Raises:
         BaseModelError: No access, no such file, or a file is not one of this base model.
         FetchError: A source cannot be reached or keeps failing; what has arrived is kept.
-        DiskError: There is no space.
+        DiskError: There is no space, or the workspace may only be read; then nothing was asked of a source.
         MissingPackageError: A pickle has to be opened and torch is not installed.
     """
+    make_writable(workspace.models)
     job = _Pull(entry, trainer, workspace, progress or Progress(), options or Options())
     try:
         try:
