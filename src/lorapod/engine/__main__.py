@@ -26,6 +26,9 @@ from lorapod.files import disk_error
 from lorapod.machine import visible_gpus
 from lorapod.workspace import Workspace
 
+_ALLOCATOR = {"PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"}
+"""What tells torch's allocator; all of torch from 2.9 on reads the first, the older name, and 2.9 that one alone."""
+
 
 class StopSignal:
     """Whether somebody asked this process to stop."""
@@ -88,6 +91,8 @@ def main() -> int:
     arguments = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # every file is on disk already; nothing here may wait for a network
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not _ALLOCATOR & os.environ.keys():  # else batches of many sizes leave gaps in a GPU's memory
+        os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
     stopped = StopSignal()
     try:
         if by_torchrun():
