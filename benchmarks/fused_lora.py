@@ -3,7 +3,8 @@
     python benchmarks/fused_lora.py [--model demo] [--batch 1] [--rounds 16] [--layer 1024 3072]
 
 Two measurements: the whole step of a tiny model, and forward and backward of one layer (tokens, width) in bfloat16, under
-the autocast that peft's own needs. The fused layer is kept while both are above 1. The result is a line of JSON and a sentence.
+the autocast that peft's own needs. The fused layer is kept while both are above 1. The result is a line of JSON and a
+sentence.
 """
 
 from __future__ import annotations
