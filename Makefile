@@ -3,7 +3,8 @@
 PYTHON ?= python3
 # Installed by itself before the rest, so that one place decides which build is used.
 TORCH ?= torch==2.13.0
-WORKERS ?= 2
+# One more than the cores of a small machine: many tests wait for processes.
+WORKERS ?= 3
 
 VENV := .venv
 BIN := $(VENV)/bin

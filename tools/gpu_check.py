@@ -239,11 +239,13 @@ def table(rows: Sequence[Found]) -> str:
     return "\n".join(lines)
 
 
-def line_of(row: Found) -> str:
-    said = f"{row.peak / 1e9:8.2f} GB" + (
-        f", {row.estimate / 1e9:8.2f} estimated ({row.off:+.0%})" if row.estimate else ""
+def line_of(row: Found, full: bool) -> str:
+    """Where it was trained; of a full-size model with its peak."""
+    known = f", {row.estimate / 1e9:8.2f} estimated ({row.off:+.0%})" if row.estimate else ""
+    said = f"{row.peak / 1e9:8.2f} GB{known}" if full else ""
+    return f"{row.model:18} {row.shape:12} {row.way!s:28} {said}".rstrip() + "".join(
+        f"\n    {what}" for what in row.wrong
     )
-    return f"{row.model:18} {row.shape:12} {row.way!s:28} {said}" + "".join(f"\n    {what}" for what in row.wrong)
 
 
 def main(given: list[str] | None = None) -> int:
@@ -270,7 +272,7 @@ def main(given: list[str] | None = None) -> int:
         for way in (way for way in WAYS if str(way) in args.way):
             with tempfile.TemporaryDirectory() as folder:
                 rows.append(check(cell, way, Path(folder)))
-            print(line_of(rows[-1]), flush=True)
+            print(line_of(rows[-1], args.full), flush=True)
         if not args.full:
             with tempfile.TemporaryDirectory() as folder:
                 wrong = draw(cell, Path(folder))
